@@ -1,0 +1,40 @@
+"""Micrographia turns electron micrographs into knowledge with generative models.
+
+Everything is exported lazily: ``import micrographia`` costs milliseconds, and PyTorch, pandas and the
+file readers are loaded when something that needs them is first touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+#: Public name -> the module it lives in.
+_EXPORTS = {
+    "Micrograph": "micrographia.micrograph",
+    "UserError": "micrographia.errors",
+    "read_folder": "micrographia.io",
+    "read_images": "micrographia.io",
+    "read_sites": "micrographia.sites",
+    "write_image": "micrographia.io",
+    "write_sites": "micrographia.sites",
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("micrographia")
+    else:
+        raise AttributeError(f"module 'micrographia' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
