@@ -1,0 +1,443 @@
+"""The one training loop.
+
+A batch and all randomness of a step are functions of (seed, step, process) alone. So a run that was
+interrupted, killed or resumed gives, on the CPU, bit for bit the weights of one that was left alone, and no
+random state need be saved.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from micrographia.errors import UserError
+from micrographia.nets.weights import load_tree, save_tree
+from micrographia.training import distributed
+from micrographia.training.device import autocast, choose_device, to_device
+from micrographia.training.progress import MetricsFile, ProgressDisplay
+
+
+class Trainable(Protocol):
+    """What the loop needs of a model. `training_step` is the algorithm; everything around it is the loop's.
+
+    Optional attributes:
+
+    - ``schedulers: dict[str, LRScheduler]``, each stepped once after every training step;
+    - ``ema_networks: Sequence[str]``, the networks whose weights are averaged when ``ema_decay > 0``; the
+      loop puts the averaged copies into ``model.ema: dict[str, nn.Module]`` (empty without averaging);
+    - ``state() -> dict[str, Tensor]`` and ``load_state(dict)`` for whatever else the next step depends on,
+      such as the image pool of a GAN.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+
+    def training_step(
+        self, batch: Any, step: int, generator: torch.Generator
+    ) -> Mapping[str, float | Tensor]:
+        """Learn from one batch (already on the device); return the scalars to log.
+
+        The model itself calls ``optimizer.zero_grad()``, ``loss.backward()`` and
+        `distributed.optimizer_step`. `generator` lives on the device. The step runs under autocast: on a GPU
+        networks may return bfloat16, so call ``.float()`` before an FFT.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, where, and how often to look."""
+
+    steps: int = 1000
+    """Training steps in all, those before a resume included."""
+    log_every: int = 10
+    """Steps between rows of metrics.csv; a row holds the means since the row before."""
+    checkpoint_every: int = 200
+    """Steps between saved states."""
+    evaluate_every: int = 100
+    """Steps between evaluations; the last step is always evaluated."""
+    patience: int = 0
+    """Stop after this many evaluations without a better score; 0 = never."""
+    seed: int = 0
+    """Seed of everything random in the training steps."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes a GPU when there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the networks; auto is bf16 on GPUs that have it, fp32 elsewhere."""
+    ema_decay: float = 0.0
+    """Decay per step of the running mean of the weights (0.99 to 0.9999); 0 = no running mean."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "checkpoint_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} is not possible; give at least 1.")
+        for name in ("patience", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)} is not possible; give 0 or more.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay = {self.ema_decay} is not possible; give a number from 0 to below 1.")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What became of a training."""
+
+    steps: int
+    """Steps taken, those before a resume included."""
+    best_step: int | None
+    """Step with the lowest score; None without a score."""
+    best_score: float | None
+    """The lowest score."""
+    history: pd.DataFrame
+    """The rows of metrics.csv: step, seconds, and every logged quantity."""
+    stopped: Literal["done", "early", "interrupted"]
+    """Why it ended: all steps done, no better score for `patience` evaluations, or Ctrl-C / SIGTERM."""
+
+
+class TrainingDiverged(UserError):
+    """A loss or a weight became NaN or infinite."""
+
+
+@dataclass
+class _Course:
+    """How far the training has come: the part of a checkpoint that is no tensor."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_score: float | None = None
+    stale: int = 0
+    """Evaluations since the best one."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    window: list[dict[str, float]] = field(default_factory=list)
+    """The quantities of each step since the last row."""
+
+
+def train(
+    model: Trainable,
+    batches: Callable[[int], Any],
+    config: TrainConfig,
+    folder: str | Path,
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    score: str | None = None,
+    resume: bool = True,
+    label: str = "training",
+) -> TrainResult:
+    """Train `model`; leave ``last.safetensors``, ``best.safetensors`` and ``metrics.csv`` in `folder`.
+
+    Parameters
+    ----------
+    model : Trainable
+        Moved to the device; ends as the best state if `score` is given, else as the last.
+    batches : callable
+        ``batches(step)``, a pure function: arrays or tensors, or tuples, lists, dicts of them. Under
+        ``torchrun`` it returns this process's share (`distributed.shard`).
+    config : TrainConfig
+    folder : path
+        Of this training alone; created where missing. Under ``torchrun`` all processes must see it.
+    evaluate : callable, optional
+        ``evaluate(step)`` returns quantities to log, under other names than the training step's. Runs in the
+        first process only; it may switch networks to evaluation mode.
+    score : str, optional
+        The evaluated quantity to minimise: selects the best state and counts for `patience`.
+    resume : bool
+        Continue from the folder's last state; False starts over and forgets it.
+    label : str
+        What is trained, for the progress bar; a folder of another label is refused.
+
+    Raises
+    ------
+    TrainingDiverged
+        A loss or weight is not finite any more; the last good state stays in the folder.
+    UserError
+        No such device, no memory, a folder that cannot be written or holds another training.
+    """
+    if score is not None and evaluate is None:
+        raise ValueError("a score needs an evaluate function that returns it")
+    device, folder = choose_device(config.device), Path(folder)
+    precision = autocast(device, config.precision)
+    distributed.join(device)
+    rank, _ = distributed.rank_and_world()
+    for network in model.networks.values():
+        network.to(device).train()
+    distributed.equalise(model.networks.values())
+    averages = _averages(model, config.ema_decay)
+    generator = torch.Generator(device)
+
+    course = _open_folder(folder, model, averages, resume, label)
+    metrics = MetricsFile(folder, course.rows, course.step) if rank == 0 else None
+    begun = time.monotonic() - course.seconds
+    stopped: Literal["done", "early", "interrupted"] = "done"
+    pending: list[Mapping[str, float | Tensor]] = []
+
+    def checkpoint() -> None:
+        course.seconds = time.monotonic() - begun
+        _require_finite(model.networks, course.step, folder)
+        if rank == 0:
+            _save_last(folder, model, averages, course, label)
+
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ProgressDisplay(label, config.steps, course.step, silent=rank > 0) as display,
+        _deferred_interrupts() as interrupts,
+    ):
+        if course.step == 0:
+            checkpoint()  # a folder that cannot be written shows now, not after the first hour
+        while course.step < config.steps:
+            if config.patience and course.stale >= config.patience:
+                stopped = "early"
+                break
+            if distributed.any_process(bool(interrupts), device):
+                stopped = "interrupted"
+                break
+            _seed(generator, device, config.seed, course.step, rank)
+            with _out_of_memory_explained(course.step), precision:
+                values = model.training_step(to_device(batches(course.step), device), course.step, generator)
+            for scheduler in getattr(model, "schedulers", {}).values():
+                scheduler.step()
+            for name, average in averages.items():
+                average.update_parameters(model.networks[name])
+            pending.append({k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()})
+            course.step += 1
+
+            last = course.step == config.steps
+            log = last or course.step % config.log_every == 0
+            look = evaluate is not None and (last or course.step % config.evaluate_every == 0)
+            save = last or course.step % config.checkpoint_every == 0
+            # A GPU is only waited for where its numbers are needed.
+            if log or look or save or device.type == "cpu":
+                _collect(pending, course, device, folder)
+            row: dict[str, Any] = {}
+            if log:
+                row |= _means(course.window)
+                course.window.clear()
+            if look and evaluate is not None:
+                found = distributed.from_first(dict(evaluate(course.step)) if rank == 0 else None)
+                if clash := row.keys() & found.keys():
+                    raise ValueError(f"evaluate and training_step both report {sorted(clash)}")
+                row |= {name: float(value) for name, value in found.items()}
+                for network in model.networks.values():
+                    network.train()
+                if score is not None and _improves(course, row[score]) and rank == 0:
+                    _save_best(folder, model, averages, course, label)
+            if metrics and row:
+                metrics.add({"step": course.step, "seconds": round(time.monotonic() - begun, 3), **row})
+            display.update(course.step, row)
+            if save:
+                checkpoint()
+        if stopped != "done":
+            _collect(pending, course, device, folder)
+            checkpoint()
+    if metrics:
+        metrics.close()
+    if score is not None and stopped != "interrupted" and course.best_step is not None:
+        distributed.from_first(None)  # the first process has written the best state
+        _load_networks(load_tree(folder / "best.safetensors", label), model, averages, folder)
+    return TrainResult(course.step, course.best_step, course.best_score, pd.DataFrame(course.rows), stopped)
+
+
+def _seed(generator: torch.Generator, device: torch.device, seed: int, step: int, rank: int) -> None:
+    """Seed the step's own generator and PyTorch's global ones (dropout uses those)."""
+    own, shared = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint64) >> np.uint64(1)
+    generator.manual_seed(int(own))
+    torch.default_generator.manual_seed(int(shared))  # torch.manual_seed takes 1 ms on a CPU-only run
+    if device.type == "cuda":
+        torch.cuda.manual_seed(int(shared))
+    elif device.type == "mps":
+        torch.mps.manual_seed(int(shared))
+
+
+def _averages(model: Trainable, decay: float) -> dict[str, AveragedModel]:
+    """Make the running means of the weights, and show them to the model as ``model.ema``."""
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        # A short memory at first, or the untrained weights would linger for 1 / (1 - decay) steps.
+        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
+
+    names = getattr(model, "ema_networks", ()) if decay else ()
+    averages = {name: AveragedModel(model.networks[name], multi_avg_fn=update) for name in names}
+    for average in averages.values():
+        average.eval().requires_grad_(False)
+    model.ema = {name: average.module for name, average in averages.items()}  # type: ignore[attr-defined]
+    return averages
+
+
+def _collect(
+    pending: list[Mapping[str, float | Tensor]], course: _Course, device: torch.device, folder: Path
+) -> None:
+    """Move the latest quantities to the window, averaged over processes; stop at NaN or infinity."""
+    first = course.step - len(pending) + 1
+    for step, values in enumerate(pending, first):
+        numbers = distributed.mean_over_processes([float(v) for v in values.values()], device)
+        named = dict(zip(values, numbers, strict=True))
+        for name, number in named.items():
+            if not isfinite(number):
+                raise _diverged(f"'{name}' became {number} in step {step}", folder)
+        course.window.append(named)
+    pending.clear()
+
+
+def _means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Average each quantity over the steps that reported it."""
+    names = dict.fromkeys(name for values in window for name in values)
+    return {name: float(np.mean([v[name] for v in window if name in v])) for name in names}
+
+
+def _improves(course: _Course, value: float) -> bool:
+    """Note a score; whether it is the best so far. NaN never is."""
+    if isfinite(value) and (course.best_score is None or value < course.best_score):
+        course.best_step, course.best_score, course.stale = course.step, value, 0
+        return True
+    course.stale += 1
+    return False
+
+
+# ------------------------------------------------------------------------------------------ states on disk
+
+
+def _open_folder(
+    folder: Path, model: Trainable, averages: dict[str, AveragedModel], resume: bool, label: str
+) -> _Course:
+    """Load the last state if there is one to resume, else clear the way for a new training."""
+    rank, _ = distributed.rank_and_world()
+    last = folder / "last.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0 and not resume:
+            last.unlink(missing_ok=True)
+            (folder / "best.safetensors").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used as the training folder ({error}).") from error
+    course = _Course()
+    if distributed.from_first(last.exists()):
+        course = _load_last(last, model, averages, label)
+    distributed.from_first(None)  # nobody goes on to write before everybody has read
+    return course
+
+
+def _save_last(
+    folder: Path, model: Trainable, averages: dict[str, AveragedModel], course: _Course, label: str
+) -> None:
+    tree = {
+        "course": asdict(course),
+        **_networks_tree(model, averages),
+        "optimizers": {name: o.state_dict() for name, o in model.optimizers.items()},
+        "schedulers": {name: s.state_dict() for name, s in getattr(model, "schedulers", {}).items()},
+        "state": model.state() if hasattr(model, "state") else {},
+    }
+    save_tree(folder / "last.safetensors", tree, label)
+
+
+def _load_last(path: Path, model: Trainable, averages: dict[str, AveragedModel], label: str) -> _Course:
+    tree = load_tree(path, label)
+    _load_networks(tree, model, averages, path.parent)
+    try:
+        for name, optimizer in model.optimizers.items():
+            optimizer.load_state_dict(tree["optimizers"][name])
+        for name, scheduler in getattr(model, "schedulers", {}).items():
+            scheduler.load_state_dict(tree["schedulers"][name])
+    except (KeyError, ValueError) as error:
+        raise _other_training(path.parent, error) from error
+    if hasattr(model, "load_state"):
+        model.load_state(tree["state"])
+    return _Course(**tree["course"])
+
+
+def _save_best(
+    folder: Path, model: Trainable, averages: dict[str, AveragedModel], course: _Course, label: str
+) -> None:
+    tree = {"step": course.step, "score": course.best_score, **_networks_tree(model, averages)}
+    save_tree(folder / "best.safetensors", tree, label)
+
+
+def _networks_tree(model: Trainable, averages: dict[str, AveragedModel]) -> dict[str, Any]:
+    return {
+        "networks": {name: network.state_dict() for name, network in model.networks.items()},
+        "ema": {name: average.state_dict() for name, average in averages.items()},
+    }
+
+
+def _load_networks(
+    tree: dict[str, Any], model: Trainable, averages: dict[str, AveragedModel], folder: Path
+) -> None:
+    try:
+        for name, network in model.networks.items():
+            network.load_state_dict(tree["networks"][name])
+        for name, average in averages.items():
+            average.load_state_dict(tree["ema"][name])
+    except (KeyError, RuntimeError) as error:
+        raise _other_training(folder, error) from error
+
+
+def _other_training(folder: Path, error: Exception) -> UserError:
+    detail = str(error).splitlines()[-1].strip()
+    return UserError(
+        f"{folder}: holds the training of a model with another layout ({detail}); "
+        "choose another folder, or start over without resuming."
+    )
+
+
+# --------------------------------------------------------------------------------------------- misfortunes
+
+
+def _require_finite(networks: Mapping[str, nn.Module], step: int, folder: Path) -> None:
+    """Refuse to save weights that are NaN or infinite: they would replace the last good state."""
+    for name, network in networks.items():
+        if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+            raise _diverged(f"a weight of the network '{name}' became NaN or infinite by step {step}", folder)
+
+
+def _diverged(what: str, folder: Path) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"The training diverged: {what}. The last good state is kept in {folder}. Try a lower learning rate, "
+        "clipped gradients, or precision 'fp32', and check the training images for extreme values."
+    )
+
+
+@contextmanager
+def _out_of_memory_explained(step: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; so is the CPU's
+        known = (MemoryError, torch.OutOfMemoryError)
+        if isinstance(error, known) or "can't allocate memory" in str(error):
+            raise UserError(
+                f"Out of memory in step {step + 1}: use a smaller batch or patch, or accumulate gradients "
+                "over several parts of the batch."
+            ) from error
+        raise
+
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM so that the current step can be finished; a second one acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
