@@ -37,10 +37,9 @@ _KERNEL_WIDTH = 6
 _KERNEL_BETA = float(np.pi * np.sqrt((0.75 * _KERNEL_WIDTH) ** 2 - 0.8))
 
 
-def _kernel_transform(count: int, half: bool, device: torch.device) -> torch.Tensor:
-    """Kaiser-Bessel kernel's Fourier transform at the `count` lowest frequencies of a grid twice as fine."""
-    frequency = torch.fft.rfftfreq if half else torch.fft.fftfreq
-    f = frequency(count, device=device) / 2
+def _kernel_transform(count: int, grid: int, device: torch.device) -> torch.Tensor:
+    """Kaiser-Bessel kernel's Fourier transform at `count` frequencies (FFT order) of a `grid`."""
+    f = torch.fft.fftfreq(count, 1 / count, device=device) / grid
     root = torch.sqrt(_KERNEL_BETA**2 - (np.pi * _KERNEL_WIDTH * f) ** 2)
     return _KERNEL_WIDTH * torch.sinh(root) / root
 
@@ -63,7 +62,7 @@ def _spread(
         distance = first[:, None] + offset - position[:, None]
         if exact:
             inside = (1 - (2 * distance / width) ** 2).clamp_(min=0)
-            value = torch.special.i0(_KERNEL_BETA * inside.sqrt_())
+            value = torch.special.i0(_KERNEL_BETA * inside.float().sqrt_())
         else:
             value = (1 - distance.abs()).clamp_(min=0)
         return (first.long()[:, None] + offset) % size, value.float()
@@ -100,7 +99,7 @@ def render_adf(
     shape, pixel_size_A
         (H, W) and the pixel's size in Å, a number or (height, width).
     otf : complex tensor ``[n or 1, h, w // 2 + 1]``
-        Half-plane with the frequency step of this field, w even. `probe_transfer` gives the whole of it, and
+        Half-plane with the frequency step of this field. `probe_transfer` gives the whole of it, and
         `low_frequency_transfer` the part that is not zero, which is faster.
     placement : ``"exact"`` or ``"bilinear"``
         Band-limited (error about 1e-6 of the maximum), or Incostem's linear split between four pixels.
@@ -114,33 +113,35 @@ def render_adf(
     height, width = shape
     dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no doubles
     x, y, atom_weight = (
-        torch.as_tensor(a, dtype=dtype, device=device).reshape(-1) for a in (x_A, y_A, weight)
+        torch.as_tensor(
+            a if isinstance(a, torch.Tensor) else np.array(a, dtype=float), dtype=dtype, device=device
+        )
+        for a in (x_A, y_A, weight)
     )
     if not bool(torch.isfinite(x + y + atom_weight).all()):
         raise UserError("An atom's position or weight is NaN or infinite; check the crystal.")
     index = torch.as_tensor(image_index, device=device).long().expand(x.shape)
 
-    # The band that survives: even numbers of frequencies, no more than the image or the OTF hold.
-    full_x = 2 * (otf.shape[-1] - 1)
-    band = (min(otf.shape[-2], height + height % 2), min(full_x, width + width % 2))
-    transfer = fit_spectrum(otf, band)
+    # The frequencies that survive: 0 to keep - 1 and their negatives, held by the image and by the OTF.
+    keep_y = (min(otf.shape[-2], height) + 1) // 2
+    keep_x = min(otf.shape[-1], (width + 1) // 2)
+    band = (2 * keep_y - 1, 2 * keep_x - 1)
     if placement == "exact":
-        grid = (2 * max(band[0], 2 * _KERNEL_WIDTH), 2 * max(band[1], 2 * _KERNEL_WIDTH))
+        coarse = [next_fast_len(max(size, 2 * _KERNEL_WIDTH), real=True) for size in band]
+        grid = (2 * coarse[0], 2 * coarse[1])
     else:
         grid = shape
     u, v = x / (dx * width) * grid[1], y / (dy * height) * grid[0]
     spectrum = torch.fft.rfft2(_spread(u, v, atom_weight.float(), index, (n, *grid), placement == "exact"))
+    spectrum = fit_spectrum(spectrum, band) * fit_spectrum(otf, band) / (dx * dy)
     if placement == "exact":
-        spectrum = fit_spectrum(spectrum, (grid[0] // 2, grid[1] // 2))
-        kernel_y = _kernel_transform(grid[0] // 2, False, device)[:, None]
-        spectrum /= kernel_y * _kernel_transform(grid[1] // 2, True, device)
-    product = fit_spectrum(spectrum, band) * transfer / (dx * dy)
+        kernel_y = _kernel_transform(band[0], grid[0], device)[:, None]
+        spectrum /= kernel_y * _kernel_transform(band[1], grid[1], device)[:keep_x]
     # Two one-dimensional steps: only the few columns that are not zero are transformed along y.
-    tall = product.new_zeros(n, height, product.shape[-1])
-    half = min(band[0] // 2, (height + 1) // 2)
-    tall[:, :half] = product[:, :half]
-    if half > 1:
-        tall[:, 1 - half :] = product[:, 1 - half :]
+    tall = spectrum.new_zeros(n, height, keep_x)
+    tall[:, :keep_y] = spectrum[:, :keep_y]
+    if keep_y > 1:
+        tall[:, 1 - keep_y :] = spectrum[:, 1 - keep_y :]
     return torch.fft.irfft(torch.fft.ifft(tall, dim=-2), n=width, dim=-1)
 
 
@@ -217,26 +218,18 @@ def disc_maps(
 ) -> torch.Tensor:
     """Return ``[n, H, W]`` maps, 1 within `radius_px` of a site of that channel, with smooth edges."""
     reach = int(np.ceil(radius_px + 0.5))
-    x, y = np.asarray(x_px, dtype=float), np.asarray(y_px, dtype=float)
-    offset = np.arange(-reach, reach + 1)
-    column = np.rint(x).astype(int)[:, None] + offset
-    row = np.rint(y).astype(int)[:, None] + offset
-    distance = np.hypot((row - y[:, None])[:, :, None], (column - x[:, None])[:, None, :])
-    coverage = np.clip(radius_px + 0.5 - distance, 0, 1)
-    # A frame of one reach around the image receives what falls outside.
-    inside = (column[:, reach] >= -reach) & (column[:, reach] < shape[1] + reach)
-    inside &= (row[:, reach] >= -reach) & (row[:, reach] < shape[0] + reach)
-    tall, wide = shape[0] + 4 * reach, shape[1] + 4 * reach
-    target = (np.asarray(channel)[:, None] * tall + row + 2 * reach)[:, :, None] * wide
-    target = target + (column + 2 * reach)[:, None, :]
-    out = torch.zeros(n * tall * wide)
-    out.index_add_(
-        0,
-        torch.from_numpy(target[inside].reshape(-1)),
-        torch.from_numpy(coverage[inside].astype(np.float32).reshape(-1)),
-    )
-    crop = slice(2 * reach, 2 * reach + shape[0]), slice(2 * reach, 2 * reach + shape[1])
-    return out.view(n, tall, wide)[:, crop[0], crop[1]].clamp(max=1)
+    x, y = torch.from_numpy(np.array(x_px, dtype=float)), torch.from_numpy(np.array(y_px, dtype=float))
+    offset = torch.arange(-reach, reach + 1)
+    column, row = x.round().long()[:, None] + offset, y.round().long()[:, None] + offset
+    square_x, square_y = (column - x[:, None]).float() ** 2, (row - y[:, None]).float() ** 2
+    distance = (square_y[:, :, None] + square_x[:, None, :]).sqrt_()
+    coverage = distance.neg_().add_(radius_px + 0.5).clamp_(max=1)
+    in_x, in_y = (column >= 0) & (column < shape[1]), (row >= 0) & (row < shape[0])
+    drawn = (coverage > 0) & in_y[:, :, None] & in_x[:, None, :]
+    first_row = torch.from_numpy(np.array(channel, dtype=np.int64))[:, None] * shape[0] + row
+    target = (first_row * shape[1])[:, :, None] + column[:, None, :]
+    out = torch.zeros(n * shape[0] * shape[1])
+    return out.index_add_(0, target[drawn], coverage[drawn]).clamp_(max=1).view(n, *shape)
 
 
 def simulate_image(
@@ -308,7 +301,7 @@ def simulate_image(
         stack = _render_open_field(
             x, y, weight, index, [blurred], 1 + len(kinds), shape, pixel_size_A, margin_A, device
         )
-        return stack[0], stack[1:].clamp(0, 1)
+        return stack[0], stack[1:].clamp_(0, 1)
     image = _render_open_field(x, y, weight, index, [blurred], 1, shape, pixel_size_A, margin_A, device)[0]
     radius_px = label_radius_A / pixel_size_A if label == "disc" else 0.5
     if label == "position":

@@ -165,7 +165,7 @@ def fit_spectrum(spectrum: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor
     real and shifts stay exact.
     """
     h, keep_x = spectrum.shape[-2], min(spectrum.shape[-1], (shape[1] + 1) // 2)
-    keep_y = min(h // 2, (shape[0] + 1) // 2)
+    keep_y = (min(h, shape[0]) + 1) // 2
     out = spectrum.new_zeros(*spectrum.shape[:-2], shape[0], shape[1] // 2 + 1)
     out[..., :keep_y, :keep_x] = spectrum[..., :keep_y, :keep_x]
     if keep_y > 1:
