@@ -1,0 +1,295 @@
+"""Learn to find sites from labelled images; find them in others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from micrographia.detect.network import ResidualUNet, balanced_loss, class_weights
+from micrographia.detect.peaks import find_peaks
+from micrographia.errors import UserError
+from micrographia.metrics.calibration import Calibration
+from micrographia.metrics.matching import best_threshold, match_sites, precision_recall_curve
+from micrographia.micrograph import Micrograph, robust_scale
+from micrographia.nets.weights import load_model, save_model
+from micrographia.patches import apply_tiled, dihedral, dihedral_inverse, random_crops
+from micrographia.simulate.scenes import label_maps
+from micrographia.sites import concat_sites
+from micrographia.training.device import choose_device
+from micrographia.training.loop import TrainConfig, TrainResult, train
+from micrographia.training.supervised import Supervised
+
+#: Sites below this confidence are never reported.
+FAINTEST = 0.05
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """How the network that finds sites is built and trained."""
+
+    steps: int = 800
+    """Training steps."""
+    batch: int = 8
+    """Patches per step."""
+    patch_px: int = 128
+    """Edge of a training patch at the working sampling."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW; rises over the first 5 % of the steps, then falls along a cosine."""
+    radius_A: float = 0.7
+    """Radius of the disc that labels a site, Å: about that of an atomic column."""
+    width: int = 24
+    """Channels of the network's first level."""
+    levels: int = 2
+    """Coarser levels of the network."""
+    blocks: int = 1
+    """Residual blocks per level and side."""
+    gain_jitter: float = 0.15
+    """Random change of each patch's gain and offset (standard deviation, in units of its contrast)."""
+    noise_jitter: float = 0.1
+    """Strongest white noise added to a patch (standard deviation, in units of its contrast)."""
+    symmetries: bool = True
+    """Average the confidence over the eight rotations and reflections when finding."""
+    members: int = 1
+    """Networks trained from different seeds; their spread is each site's uncertainty."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "patch_px", "width", "blocks", "members"):
+            if getattr(self, name) < 1:
+                raise UserError(f"detect.{name} = {getattr(self, name)}: give at least 1.")
+        if self.width % 8:
+            raise UserError(f"detect.width = {self.width}: give a multiple of 8.")
+        if not 0 < self.radius_A < 5:
+            raise UserError(f"detect.radius_A = {self.radius_A}: give a radius in Å between 0 and 5.")
+
+
+class DefectFinder:
+    """A trained ensemble of networks with its calibration and threshold.
+
+    Parameters
+    ----------
+    kinds : names of the defects to find
+    others : names of further labelled sites (intact columns): learnt alongside, because a vacancy is told by
+        what should be there, and never reported
+    pixel_size_A : float
+        The working sampling: what is searched is resampled to it.
+    """
+
+    def __init__(
+        self, kinds: Sequence[str], others: Sequence[str], pixel_size_A: float, config: DetectConfig | None = None
+    ) -> None:
+        if not kinds:
+            raise UserError("detect: name at least one kind of defect to find.")
+        self.kinds, self.others = list(kinds), list(others)
+        self.pixel_size_A = float(pixel_size_A)
+        self.config = config or DetectConfig()
+        self.networks: list[ResidualUNet] = []
+        self.calibration: Calibration | None = None
+        self.threshold = 0.5
+        self.validation: pd.DataFrame | None = None
+        """Every site found in the validation images: raw ``confidence`` and whether it is ``true``."""
+        self.validation_scores: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------------------- learn
+
+    def fit(
+        self,
+        images: np.ndarray,
+        sites: pd.DataFrame,
+        folder: str | Path,
+        seed: int = 0,
+        device: str = "auto",
+        tolerance_A: float = 1.0,
+    ) -> list[TrainResult]:
+        """Train on labelled images and choose calibration and threshold on a tenth of them, held out.
+
+        Parameters
+        ----------
+        images : float32 ``[N, H, W]`` at the working sampling
+        sites : DataFrame
+            ``index, x_px, y_px, kind``.
+        folder : path
+            Of the training runs (checkpoints, metrics.csv); an interrupted training resumes from it.
+        """
+        config = self.config
+        n, height, width = images.shape
+        if min(height, width) < config.patch_px:
+            config = replace(config, patch_px=min(height, width))
+        missing = [k for k in self.kinds if not (sites["kind"] == k).any()]
+        if missing:
+            raise UserError(f"detect: the training images hold no site of kind {', '.join(missing)}.")
+        held = max(2, n // 10)
+        if n - held < 1:
+            raise UserError(f"detect: {n} training images are too few; give at least 4.")
+        scaled = np.stack([robust_scale(image)[0] for image in images])
+        radius_px = config.radius_A / self.pixel_size_A
+        labels = torch.from_numpy(label_maps(sites, self.kinds + self.others, n, (height, width), radius_px))
+        tensors = torch.from_numpy(scaled)[:, None]
+        weights = class_weights(labels[:-held].float() / 255)
+        self.networks, results = [], []
+        for member in range(config.members):
+            member_seed = seed + 1000 * member
+            network = _build(len(labels[0]), config, member_seed)
+            model, steps = _trainable(network, weights, config), config.steps
+            batches = _batches(tensors[:-held], labels[:-held], config, member_seed)
+            run = TrainConfig(
+                steps=steps, seed=member_seed, device=device, ema_decay=0.99, log_every=20, checkpoint_every=max(steps // 4, 1)
+            )  # type: ignore[arg-type]
+            result = train(model, batches, run, Path(folder) / f"member-{member}", label="detector")
+            results.append(result)
+            if result.stopped == "interrupted":
+                raise KeyboardInterrupt
+            network.load_state_dict(model.ema["network"].state_dict())
+            self.networks.append(network.eval())
+        self._validate(scaled[-held:], sites[sites["index"] >= n - held], n - held, tolerance_A)
+        return results
+
+    def _validate(self, scaled: np.ndarray, sites: pd.DataFrame, first: int, tolerance_A: float) -> None:
+        """Calibrate, and set the threshold that maximises F1, on images of the training domain held out."""
+        tolerance_px = tolerance_A / self.pixel_size_A
+        found, truth, rows = [], [], []
+        for i, image in enumerate(scaled):
+            peaks = self._peaks(image, str(i))
+            true = sites[(sites["index"] == first + i) & sites["kind"].isin(self.kinds)].assign(image=str(i), confidence=1.0)
+            for kind in self.kinds:
+                p, t = peaks[peaks["kind"] == kind], true[true["kind"] == kind]
+                hits, _ = match_sites(p[["x_px", "y_px"]].to_numpy(), t[["x_px", "y_px"]].to_numpy(), tolerance_px)
+                is_true = np.zeros(len(p), dtype=bool)
+                is_true[hits] = True
+                rows.append(pd.DataFrame({"kind": kind, "confidence": p["confidence"].to_numpy(), "true": is_true}))
+            found.append(peaks)
+            truth.append(true)
+        self.validation = pd.concat(rows, ignore_index=True)
+        if self.validation["true"].nunique() == 2:
+            self.calibration = Calibration.fit(
+                self.validation["confidence"].to_numpy(), self.validation["true"].to_numpy()
+            )
+        curve = precision_recall_curve(concat_sites(found), concat_sites(truth), tolerance_px)
+        self.threshold = float(np.clip(best_threshold(curve), FAINTEST, 0.95))
+        best = curve.iloc[(curve["threshold"] - self.threshold).abs().argmin()]
+        self.validation_scores = {k: float(best[k]) for k in ("precision", "recall", "f1")}
+
+    # -------------------------------------------------------------------------------------------------- find
+
+    @torch.inference_mode()
+    def confidence_maps(self, micrograph: Micrograph, device: str = "auto") -> np.ndarray:
+        """Return ``[members, K, H, W]`` raw confidence at the working sampling."""
+        if not self.networks:
+            raise UserError("detect: this finder is not trained; call fit or load first.")
+        return self._maps(robust_scale(micrograph.resampled(self.pixel_size_A).data)[0], device)
+
+    def _maps(self, scaled: np.ndarray, device: str = "cpu") -> np.ndarray:
+        where = choose_device(device)
+        image = torch.from_numpy(np.ascontiguousarray(scaled))[None]
+        turns = range(8) if self.config.symmetries else range(1)
+
+        def apply(network: ResidualUNet) -> Callable[[Tensor], Tensor]:
+            def function(tiles: Tensor) -> Tensor:
+                total = torch.zeros(())
+                for k in turns:
+                    logits = network(dihedral(tiles.to(where), k))[:, : len(self.kinds)]
+                    total = total + dihedral_inverse(logits.float().sigmoid(), k).cpu()
+                return total / len(turns)
+
+            return function
+
+        tile = 256 if max(scaled.shape) > 160 else 128
+        return np.stack(
+            [apply_tiled(apply(network.to(where).eval()), image, tile, 64).numpy() for network in self.networks]
+        )
+
+    def _peaks(self, scaled: np.ndarray, name: str, device: str = "cpu") -> pd.DataFrame:
+        maps = self._maps(scaled, device)
+        radius_px = self.config.radius_A / self.pixel_size_A
+        sites = find_peaks(maps.mean(axis=0), self.kinds, radius_px, FAINTEST, name)
+        rows = sites["y_px"].round().astype(int).clip(0, scaled.shape[0] - 1)
+        cols = sites["x_px"].round().astype(int).clip(0, scaled.shape[1] - 1)
+        channel = sites["kind"].map({k: i for i, k in enumerate(self.kinds)}).to_numpy(int)
+        if len(self.networks) > 1:
+            sites["uncertainty"] = maps[:, channel, rows, cols].std(axis=0, ddof=1)
+        return sites
+
+    def find(self, micrograph: Micrograph, threshold: float | None = None, device: str = "auto") -> pd.DataFrame:
+        """Find the sites in one image of any size and pixel size.
+
+        Returns
+        -------
+        DataFrame
+            ``image, x_px, y_px, kind, confidence`` (``uncertainty`` with an ensemble); positions in the pixels of
+            `micrograph`; confidence = calibrated probability that the site is real, as far as the training
+            images resemble this one.
+        """
+        at_work = micrograph.resampled(self.pixel_size_A)
+        sites = self._peaks(robust_scale(at_work.data)[0], micrograph.name, device)
+        sites = sites[sites["confidence"] >= (self.threshold if threshold is None else threshold)]
+        ratio = self.pixel_size_A / float(micrograph.pixel_size_A or self.pixel_size_A)
+        sites = sites.assign(x_px=sites["x_px"] * ratio, y_px=sites["y_px"] * ratio)
+        if self.calibration is not None:
+            sites = sites.assign(raw_confidence=sites["confidence"], confidence=self.calibration.apply(sites["confidence"].to_numpy()))
+        return sites.reset_index(drop=True)
+
+    # ------------------------------------------------------------------------------------------- save and load
+
+    def save(self, path: str | Path) -> None:
+        """Write the networks, their calibration and all settings to one ``.safetensors`` file."""
+        settings = {
+            "kinds": self.kinds,
+            "others": self.others,
+            "pixel_size_A": self.pixel_size_A,
+            "config": asdict(self.config),
+            "threshold": self.threshold,
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+            "validation_scores": self.validation_scores,
+        }
+        save_model(Path(path), {f"member-{i}": n for i, n in enumerate(self.networks)}, settings, "detector")
+
+    @classmethod
+    def load(cls, path: str | Path) -> DefectFinder:
+        """Read what :meth:`save` wrote."""
+        states, settings = load_model(Path(path), "detector")
+        finder = cls(settings["kinds"], settings["others"], settings["pixel_size_A"], DetectConfig(**settings["config"]))
+        finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
+        if settings["calibration"]:
+            finder.calibration = Calibration.from_dict(settings["calibration"])
+        for name in sorted(states):
+            network = _build(len(finder.kinds) + len(finder.others), finder.config, 0)
+            network.load_state_dict(states[name])
+            finder.networks.append(network.eval())
+        return finder
+
+
+def _build(outputs: int, config: DetectConfig, seed: int) -> ResidualUNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ResidualUNet(outputs, config.width, config.levels, config.blocks)
+
+
+def _trainable(network: ResidualUNet, weights: Tensor, config: DetectConfig) -> Supervised:
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return balanced_loss(logits, target, weights.to(logits.device))
+
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.05, cycle_momentum=False
+    )
+    return Supervised(network, loss, optimizer, schedule, max_gradient_norm=1.0)
+
+
+def _batches(
+    images: Tensor, labels: Tensor, config: DetectConfig, seed: int
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([seed, step])
+        x, y = random_crops(images, labels, config.patch_px, config.batch, rng)
+        gain = torch.from_numpy(np.exp(rng.normal(0, config.gain_jitter, (config.batch, 1, 1, 1)))).float()
+        offset = torch.from_numpy(rng.normal(0, config.gain_jitter, (config.batch, 1, 1, 1))).float()
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+        level = torch.from_numpy(rng.uniform(0, config.noise_jitter, (config.batch, 1, 1, 1))).float()
+        return gain * x + offset + level * noise, y.float() / 255
+
+    return batch

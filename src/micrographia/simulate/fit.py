@@ -1,0 +1,234 @@
+"""The imaging conditions of real images, fitted without labels.
+
+Approximate Bayesian computation with learned summaries (Fearnhead & Prangle, J. R. Stat. Soc. B 74, 419, 2012;
+regression adjustment after Beaumont et al., Genetics 162, 2025, 2002): simulate patches under conditions drawn
+from the prior, learn to predict the conditions from the patches' physical features, predict them for the
+experiment's patches, keep the simulations predicted most alike, and repeat from there. The result is no single
+best value but the distribution of conditions over the experiment's patches: training images are drawn from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from sklearn.neural_network import MLPRegressor
+
+from micrographia.errors import UserError
+from micrographia.metrics.distances import frechet_distance
+from micrographia.metrics.features import physical_features
+from micrographia.micrograph import Micrograph
+from micrographia.simulate.degrade import NAMES, Conditions, from_unit
+from micrographia.simulate.probe import Optics
+from micrographia.simulate.scenes import Specimen, simulate_series
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the imaging conditions are fitted."""
+
+    prior: Conditions = field(default_factory=Conditions)
+    """Ranges within which the conditions are sought."""
+    simulations: int = 1600
+    """Patches simulated in each round."""
+    rounds: int = 2
+    """Rounds: the first covers the prior, each further one what the one before left."""
+    patch_px: int = 128
+    """Edge of the patches that are compared."""
+    max_patches: int = 96
+    """Experimental patches used at most (spread evenly over the images)."""
+    neighbours: int = 8
+    """Simulations kept for each experimental patch."""
+    widen: float = 0.06
+    """Kernel width added to every kept draw, as a fraction of the prior range: training data should be a little more varied than the experiment."""
+
+    def __post_init__(self) -> None:
+        if self.simulations < 100 or self.rounds < 1 or self.neighbours < 1:
+            raise UserError("fit: simulations must be at least 100, rounds and neighbours at least 1.")
+
+
+@dataclass(frozen=True)
+class FittedConditions:
+    """A sample of imaging conditions that reproduce the experiment."""
+
+    unit: np.ndarray
+    """``[M, P]`` in the prior's unit cube."""
+    prior: Conditions
+    widen: float
+    identifiability: dict[str, float]
+    """R² with which each condition can be told from a patch's features, on held-out simulations."""
+    distance_before: float
+    """Fréchet distance of the features, experiment to prior simulations."""
+    distance_after: float
+    """The same to simulations under the fitted conditions."""
+    noise_floor: float
+    """The same between two halves of the experiment's patches."""
+
+    def draw(self, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw the conditions of `n` images from the fitted distribution."""
+        rows = rng.integers(len(self.unit), size=n)
+        unit = self.unit[rows] + self.widen * rng.standard_normal((n, self.unit.shape[1]))
+        return from_unit(_reflect(unit), self.prior)
+
+    def table(self) -> pd.DataFrame:
+        """Summarise: condition, prior range, fitted 5 %, 50 % and 95 % quantiles, identifiability."""
+        values = from_unit(self.unit, self.prior)
+        rows = []
+        for name in NAMES:
+            low, mid, high = np.quantile(values[name], [0.05, 0.5, 0.95])
+            prior = getattr(self.prior, name)
+            rows.append((name, *prior, low, mid, high, self.identifiability[name]))
+        return pd.DataFrame(rows, columns=["condition", "prior_low", "prior_high", "q05", "median", "q95", "r2"])
+
+    def to_dict(self) -> dict:
+        """Return plain JSON-ready values; :meth:`from_dict` is the inverse."""
+        return {
+            "unit": self.unit.tolist(),
+            "prior": {name: list(getattr(self.prior, name)) for name in NAMES},
+            "widen": self.widen,
+            "identifiability": self.identifiability,
+            "distance_before": self.distance_before,
+            "distance_after": self.distance_after,
+            "noise_floor": self.noise_floor,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> FittedConditions:
+        """Rebuild from :meth:`to_dict`."""
+        prior = Conditions(**{k: tuple(v) for k, v in values["prior"].items()})
+        return cls(**{**values, "unit": np.asarray(values["unit"]), "prior": prior})
+
+
+def cut_patches(images: Sequence[Micrograph], patch_px: int, most: int) -> np.ndarray:
+    """Cut ``[N, patch, patch]`` from all images on regular grids, at most `most`, evenly over the images.
+
+    Raises
+    ------
+    UserError
+        No image is as large as a patch.
+    """
+    per_image = max(1, most // max(len(images), 1))
+    patches: list[np.ndarray] = []
+    for image in images:
+        height, width = image.shape
+        if min(height, width) < patch_px:
+            continue
+        rows = np.unique(np.linspace(0, height - patch_px, max(1, height // patch_px)).astype(int))
+        cols = np.unique(np.linspace(0, width - patch_px, max(1, width // patch_px)).astype(int))
+        corners = [(r, c) for r in rows for c in cols]
+        chosen = np.linspace(0, len(corners) - 1, min(per_image, len(corners))).astype(int)
+        patches += [image.data[r : r + patch_px, c : c + patch_px] for r, c in (corners[i] for i in chosen)]
+    if not patches:
+        sizes = ", ".join(f"{m.name} {m.shape[1]} x {m.shape[0]}" for m in images[:3])
+        raise UserError(
+            f"No image is as large as a patch of {patch_px} x {patch_px} px at the working sampling ({sizes}); "
+            "use a smaller patch or a finer sampling_A."
+        )
+    return np.stack(patches[:most])
+
+
+def fit_conditions(
+    experiment: Sequence[Micrograph],
+    specimen: Specimen,
+    optics: Optics,
+    config: FitConfig,
+    seed: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> FittedConditions:
+    """Fit the distribution of imaging conditions to unlabelled images.
+
+    Parameters
+    ----------
+    experiment : Micrographs, all at the working pixel size
+    specimen, optics
+        What is simulated; `optics` holds the nominal settings about which the conditions vary.
+    progress : callable, optional
+        Told what is going on, one line at a time.
+
+    Raises
+    ------
+    UserError
+        The images are smaller than a patch or have no common pixel size.
+    """
+    sizes = {m.pixel_size_A for m in experiment}
+    if len(sizes) != 1 or None in sizes:
+        raise UserError("fit: the images must share one known pixel size; resample them first.")
+    pixel_size_A = float(sizes.pop())  # type: ignore[arg-type]
+    patch_px = min([config.patch_px, *(min(m.shape) for m in experiment if min(m.shape) >= 48)])
+    real = physical_features(cut_patches(experiment, patch_px, config.max_patches), pixel_size_A)
+
+    rng = np.random.default_rng([seed, 77])
+    unit = rng.random((config.simulations, len(NAMES)))
+    all_unit, all_features = np.empty((0, len(NAMES))), np.empty((0, real.shape[1]))
+    distance_before, kept, r2 = float("nan"), unit, np.zeros(len(NAMES))
+    for number in range(config.rounds):
+        features = _simulated_features(specimen, optics, config.prior, unit, patch_px, pixel_size_A, [seed, number])
+        if number == 0:
+            distance_before = _standardised_frechet(real, features)
+        all_unit, all_features = np.concatenate([all_unit, unit]), np.concatenate([all_features, features])
+        kept, r2 = _nearest(all_unit, all_features, real, config.neighbours, seed)
+        progress(f"fit round {number + 1} of {config.rounds}: {len(kept)} draws kept of {len(all_unit)}")
+        rows = rng.integers(len(kept), size=config.simulations)
+        unit = _reflect(kept[rows] + config.widen * rng.standard_normal((config.simulations, len(NAMES))))
+    check = unit[: min(len(unit), 400)]
+    features = _simulated_features(specimen, optics, config.prior, check, patch_px, pixel_size_A, [seed, 99])
+    order = rng.permutation(len(real))
+    half = len(real) // 2
+    floor = _standardised_frechet(real[order[:half]], real[order[half:]]) if half >= 4 else float("nan")
+    return FittedConditions(
+        unit=kept,
+        prior=config.prior,
+        widen=config.widen,
+        identifiability={name: float(r) for name, r in zip(NAMES, r2, strict=True)},
+        distance_before=distance_before,
+        distance_after=_standardised_frechet(real, features),
+        noise_floor=floor,
+    )
+
+
+def _simulated_features(specimen, optics, prior, unit, patch_px, pixel_size_A, seed) -> np.ndarray:
+    number = int(np.random.default_rng(seed).integers(2**31))
+    conditions = from_unit(unit, prior)
+    images, _, _ = simulate_series(
+        specimen, optics, len(unit), (patch_px, patch_px), pixel_size_A, number, conditions
+    )
+    return physical_features(images, pixel_size_A)
+
+
+def _nearest(
+    unit: np.ndarray, features: np.ndarray, real: np.ndarray, neighbours: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep, for each experimental patch, the simulations whose predicted conditions are nearest, adjusted."""
+    centre = np.median(features, axis=0)
+    spread = np.quantile(np.abs(features - centre), 0.68, axis=0) + 1e-9
+    # Beyond what was ever simulated a regression only extrapolates: stay at the border instead.
+    low, high = np.quantile(features, [0.002, 0.998], axis=0)
+    scaled = (np.clip(features, low, high) - centre) / spread
+    target = (np.clip(real, low, high) - centre) / spread
+    held_out = np.arange(len(unit)) % 5 == 0
+    model = MLPRegressor(
+        (96, 96), alpha=1e-3, learning_rate_init=2e-3, batch_size=64, early_stopping=True, n_iter_no_change=8,
+        max_iter=120, random_state=seed % 2**31,
+    )
+    model.fit(scaled[~held_out], unit[~held_out])
+    residual = unit[held_out] - model.predict(scaled[held_out])
+    error = residual.std(axis=0) + 1e-3
+    r2 = 1 - residual.var(axis=0) / unit[held_out].var(axis=0)
+    simulated, wanted = np.clip(model.predict(scaled), 0, 1), np.clip(model.predict(target), 0, 1)
+    kept = []
+    for point in wanted:
+        nearest = np.argsort((((simulated - point) / error) ** 2).sum(axis=1))[:neighbours]
+        kept.append(unit[nearest] + (point - simulated[nearest]))
+    return _reflect(np.concatenate(kept)), np.clip(r2, 0, 1)
+
+
+def _reflect(unit: np.ndarray) -> np.ndarray:
+    """Fold values back into [0, 1]."""
+    return 1 - np.abs(1 - np.abs(unit) % 2)
+
+
+def _standardised_frechet(real: np.ndarray, other: np.ndarray) -> float:
+    scale = real.std(axis=0) + 1e-6 * (np.abs(real).mean(axis=0) + 1)
+    return float(frechet_distance(real / scale, other / scale))
