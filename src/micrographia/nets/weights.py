@@ -76,11 +76,10 @@ def save_tree(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
     tensors: dict[str, Tensor] = {}
     content = _strip_tensors(tree, "", tensors)
     header = {"format": FORMAT_VERSION, "kind": kind, "written_by": _package_version(), "content": content}
-    with _replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata={_HEADER: json.dumps(header)}))
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the new name with no content
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(save(tensors, metadata={_HEADER: json.dumps(header)}))
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut could leave the new name with no content
 
 
 def load_tree(path: str | os.PathLike, kind: str) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def _improves(course: _Course, value: float) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------ states on disk
+# ---- states on disk
 
 
 def _open_folder(
@@ -391,7 +391,7 @@ def _other_training(folder: Path, error: Exception) -> UserError:
     )
 
 
-# --------------------------------------------------------------------------------------------- misfortunes
+# ---- misfortunes
 
 
 def _require_finite(networks: Mapping[str, nn.Module], step: int, folder: Path) -> None:
