@@ -1,0 +1,115 @@
+"""The run folder: stages that are done once, and everything a run leaves behind.
+
+Each stage writes into ``stages/<name>-<hash of its inputs>/``. A stage whose inputs did not change and that came
+to its end is not run again; one that was interrupted goes on where its own checkpoints left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from micrographia.errors import UserError
+from micrographia.io import atomic_path
+from micrographia.workflows.recipe import Recipe, differences, load_recipe, to_toml
+
+
+class RunFolder:
+    """A folder that belongs to one recipe.
+
+    Parameters
+    ----------
+    path : path
+        Created where missing.
+    recipe : Recipe
+    resume : bool
+        Continue in a folder that holds an earlier run of the same recipe.
+
+    Raises
+    ------
+    UserError
+        The folder holds a run already and `resume` is False; it holds a run of another recipe; or it holds
+        something else.
+    """
+
+    def __init__(self, path: str | Path, recipe: Recipe, resume: bool = False) -> None:
+        self.path = Path(path)
+        stored = self.path / "recipe.toml"
+        if stored.exists():
+            earlier = load_recipe(stored)
+            changed = differences(earlier, recipe)
+            if changed:
+                raise UserError(
+                    f"{self.path} holds a run of another recipe ({'; '.join(changed[:3])}"
+                    f"{' ...' if len(changed) > 3 else ''}); choose another --out."
+                )
+            if not resume:
+                raise UserError(f"{self.path} holds this run already; continue it with --resume, or choose another --out.")
+        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists and is no run folder; choose an empty or new folder with --out.")
+        try:
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --out.") from error
+        self.write_text("recipe.toml", to_toml(recipe))
+        self.write_json("versions.json", versions())
+
+    def stage(self, name: str, inputs: Any, work: Callable[[Path], None], say: Callable[[str], None] = print) -> Path:
+        """Run `work(folder)` unless it was done with the same JSON-ready `inputs`; return its folder."""
+        key = fingerprint(inputs)
+        folder = self.path / "stages" / f"{name}-{key}"
+        done = folder / "done.json"
+        if done.exists():
+            say(f"{name}: done before")
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        say(f"{name}: started")
+        start = time.monotonic()
+        work(folder)
+        seconds = time.monotonic() - start
+        with atomic_path(done) as temporary:
+            temporary.write_text(json.dumps({"stage": name, "inputs": inputs, "seconds": round(seconds, 1)}, indent=1, default=str))
+        say(f"{name}: done in {seconds:.0f} s")
+        return folder
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file into the run folder, completely or not at all."""
+        with atomic_path(self.path / name) as temporary:
+            temporary.write_text(text, "utf-8")
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file into the run folder, completely or not at all."""
+        self.write_text(name, json.dumps(values, indent=1, default=float) + "\n")
+
+
+def fingerprint(values: Any) -> str:
+    """Return twelve hexadecimal digits that stand for JSON-ready values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return twelve hexadecimal digits that stand for a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    out = {"python": platform.python_version(), "platform": platform.platform(), "cores": str(os.cpu_count())}
+    for name in ("micrographia", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "ase", "rosettasciio"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "not installed"
+    return out
