@@ -27,9 +27,12 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         value = getattr(importlib.import_module(_EXPORTS[name]), name)
     elif name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        value = version("micrographia")
+        try:
+            value = version("micrographia")
+        except PackageNotFoundError:  # Run from a source tree that is not installed.
+            value = "0+unknown"
     else:
         raise AttributeError(f"module 'micrographia' has no attribute '{name}'")
     globals()[name] = value

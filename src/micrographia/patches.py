@@ -139,7 +139,7 @@ def apply_tiled(
 
 
 def _grid(length: int, tile: int, step: int, margin: int) -> tuple[range, Tensor]:
-    """Starts of the tiles along one axis of the extended image, and the source pixel of each of its places."""
+    """Starts of the tiles along one axis of the extended image, and the source pixel of every place."""
     steps = max(0, -(-(length + 2 * margin - tile) // step))
     position = torch.arange(steps * step + tile) - margin
     period = max(2 * (length - 1), 1)
