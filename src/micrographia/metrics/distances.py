@@ -200,7 +200,7 @@ def radial_power_spectrum(images: np.ndarray, pixel_size_A: float) -> tuple[np.n
 
 
 def radial_spectrum_distance(real: np.ndarray, other: np.ndarray, pixel_size_A: float) -> float:
-    """Root mean square difference, over frequency, of the mean log10 power of robustly scaled images (decades)."""
+    """Root mean square difference over frequency of the mean log10 power of scaled images (decades)."""
     check_pixel_size(pixel_size_A)
     return _spectrum_distance(
         *(np.log10(band_powers(scale_each(x), pixel_size_A) + 1e-9) for x in (real, other))
@@ -295,15 +295,14 @@ def compare_sets(
 
 def _intervals(a, b, fid: float, kid: float, n_bootstrap: int, rng, cap: int = 1000) -> dict[str, tuple]:
     """95 % intervals of the Fréchet and the kernel distance, resampling both sets."""
-    # The kernels are computed once; beyond `cap` samples the interval is that of `cap`, which is too wide,
-    # not too narrow.
-    kernels = _kernels(a[:cap], b[:cap])
-    n, m = kernels[2].shape
+    # The kernels are computed once; of more than `cap` images a random choice, whose wider interval is kept.
+    subset = [x[rng.choice(len(x), min(len(x), cap), replace=False)] for x in (a, b)]
+    kaa, kbb, kab = _kernels(*subset)
     draws = []
     for _ in range(n_bootstrap):
         i, j = rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))
-        k, l = rng.integers(n, size=n), rng.integers(m, size=m)
-        resampled = _mmd2(kernels[0][np.ix_(k, k)], kernels[1][np.ix_(l, l)], kernels[2][np.ix_(k, l)])
+        u, v = rng.integers(len(kaa), size=len(kaa)), rng.integers(len(kbb), size=len(kbb))
+        resampled = _mmd2(kaa[np.ix_(u, u)], kbb[np.ix_(v, v)], kab[np.ix_(u, v)])
         draws.append((frechet_distance(a[i], b[j]), resampled))
     if len(draws) < 2:
         return {name: (float("nan"), float("nan")) for name in ("fid_interval", "kid_interval")}
@@ -319,8 +318,8 @@ def _warnings(n_real: int, n_other: int, dimension: int) -> list[str]:
     out, n = [], min(n_real, n_other)
     if n < dimension:
         out.append(
-            f"Only {n} images for {dimension} features: the covariances are singular and the Fréchet distance "
-            "means little; read the kernel distance."
+            f"Only {n} images for {dimension} features: the covariances are singular and the Fréchet "
+            "distance means little; read the kernel distance."
         )
     if n < 2048:
         out.append(
