@@ -382,6 +382,7 @@ def _write_hspy(path: Path, micrograph: Micrograph, description: str) -> None:
         "original_metadata": {},
         "package": "micrographia",
         "package_version": __version__,
+        "tmp_parameters": {},
     }
     file_writer(str(path), signal)
 
