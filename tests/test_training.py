@@ -86,6 +86,8 @@ def run(folder, model=None, config=CONFIG, **options):
 
     def evaluate(step):
         torch.manual_seed(99)
+        for network in model.networks.values():
+            network.eval()
         return {"score": float(model.ema["generator"](torch.ones(1, 4)).square().sum())}
 
     return model, train(model, batches, config, folder, evaluate=evaluate, label="tiny", **options)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from micrographia.errors import UserError
-from micrographia.nets.weights import load_tree, save_tree
 from micrographia.training import distributed
+from micrographia.training.checkpoint import Course, load_best, open_folder, save_best, save_last
 from micrographia.training.device import autocast, choose_device, to_device
 from micrographia.training.progress import MetricsFile, ProgressDisplay
 
@@ -112,21 +112,6 @@ class TrainingDiverged(UserError):
     """A loss or a weight became NaN or infinite."""
 
 
-@dataclass
-class _Course:
-    """How far the training has come: the part of a checkpoint that is no tensor."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int | None = None
-    best_score: float | None = None
-    stale: int = 0
-    """Evaluations since the best one."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    window: list[dict[str, float]] = field(default_factory=list)
-    """The quantities of each step since the last row."""
-
-
 def train(
     model: Trainable,
     batches: Callable[[int], Any],
@@ -178,7 +163,7 @@ def train(
     averages = _averages(model, config.ema_decay)
     generator = torch.Generator(device)
 
-    course = _open_folder(folder, model, averages, resume, label)
+    course = open_folder(folder, model, averages, resume, label)
     metrics = MetricsFile(folder, course.rows, course.step) if rank == 0 else None
     begun = time.monotonic() - course.seconds
     stopped: Literal["done", "early", "interrupted"] = "done"
@@ -188,7 +173,7 @@ def train(
         course.seconds = time.monotonic() - begun
         _require_finite(model.networks, course.step, folder)
         if rank == 0:
-            _save_last(folder, model, averages, course, label)
+            save_last(folder, model, averages, course, label)
 
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -233,7 +218,7 @@ def train(
                 for network in model.networks.values():
                     network.train()
                 if score is not None and _improves(course, row[score]) and rank == 0:
-                    _save_best(folder, model, averages, course, label)
+                    save_best(folder, model, averages, course, label)
             if metrics and row:
                 metrics.add({"step": course.step, "seconds": round(time.monotonic() - begun, 3), **row})
             display.update(course.step, row)
@@ -246,7 +231,7 @@ def train(
         metrics.close()
     if score is not None and stopped != "interrupted" and course.best_step is not None:
         distributed.from_first(None)  # the first process has written the best state
-        _load_networks(load_tree(folder / "best.safetensors", label), model, averages, folder)
+        load_best(folder, model, averages, label)
     return TrainResult(course.step, course.best_step, course.best_score, pd.DataFrame(course.rows), stopped)
 
 
@@ -277,7 +262,7 @@ def _averages(model: Trainable, decay: float) -> dict[str, AveragedModel]:
 
 
 def _collect(
-    pending: list[Mapping[str, float | Tensor]], course: _Course, device: torch.device, folder: Path
+    pending: list[Mapping[str, float | Tensor]], course: Course, device: torch.device, folder: Path
 ) -> None:
     """Move the latest quantities to the window, averaged over processes; stop at NaN or infinity."""
     first = course.step - len(pending) + 1
@@ -297,101 +282,13 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([v[name] for v in window if name in v])) for name in names}
 
 
-def _improves(course: _Course, value: float) -> bool:
+def _improves(course: Course, value: float) -> bool:
     """Note a score; whether it is the best so far. NaN never is."""
     if isfinite(value) and (course.best_score is None or value < course.best_score):
         course.best_step, course.best_score, course.stale = course.step, value, 0
         return True
     course.stale += 1
     return False
-
-
-# ---- states on disk
-
-
-def _open_folder(
-    folder: Path, model: Trainable, averages: dict[str, AveragedModel], resume: bool, label: str
-) -> _Course:
-    """Load the last state if there is one to resume, else clear the way for a new training."""
-    rank, _ = distributed.rank_and_world()
-    last = folder / "last.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if rank == 0 and not resume:
-            last.unlink(missing_ok=True)
-            (folder / "best.safetensors").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be used as the training folder ({error}).") from error
-    course = _Course()
-    if distributed.from_first(last.exists()):
-        course = _load_last(last, model, averages, label)
-    distributed.from_first(None)  # nobody goes on to write before everybody has read
-    return course
-
-
-def _save_last(
-    folder: Path, model: Trainable, averages: dict[str, AveragedModel], course: _Course, label: str
-) -> None:
-    tree = {
-        "course": asdict(course),
-        **_networks_tree(model, averages),
-        "optimizers": {name: o.state_dict() for name, o in model.optimizers.items()},
-        "schedulers": {name: s.state_dict() for name, s in getattr(model, "schedulers", {}).items()},
-        "state": model.state() if hasattr(model, "state") else {},
-    }
-    save_tree(folder / "last.safetensors", tree, label)
-
-
-def _load_last(path: Path, model: Trainable, averages: dict[str, AveragedModel], label: str) -> _Course:
-    tree = load_tree(path, label)
-    _load_networks(tree, model, averages, path.parent)
-    try:
-        for name, optimizer in model.optimizers.items():
-            optimizer.load_state_dict(tree["optimizers"][name])
-        for name, scheduler in getattr(model, "schedulers", {}).items():
-            scheduler.load_state_dict(tree["schedulers"][name])
-    except (KeyError, ValueError) as error:
-        raise _other_training(path.parent, error) from error
-    if hasattr(model, "load_state"):
-        model.load_state(tree["state"])
-    return _Course(**tree["course"])
-
-
-def _save_best(
-    folder: Path, model: Trainable, averages: dict[str, AveragedModel], course: _Course, label: str
-) -> None:
-    tree = {"step": course.step, "score": course.best_score, **_networks_tree(model, averages)}
-    save_tree(folder / "best.safetensors", tree, label)
-
-
-def _networks_tree(model: Trainable, averages: dict[str, AveragedModel]) -> dict[str, Any]:
-    return {
-        "networks": {name: network.state_dict() for name, network in model.networks.items()},
-        "ema": {name: average.state_dict() for name, average in averages.items()},
-    }
-
-
-def _load_networks(
-    tree: dict[str, Any], model: Trainable, averages: dict[str, AveragedModel], folder: Path
-) -> None:
-    try:
-        for name, network in model.networks.items():
-            network.load_state_dict(tree["networks"][name])
-        for name, average in averages.items():
-            average.load_state_dict(tree["ema"][name])
-    except (KeyError, RuntimeError) as error:
-        raise _other_training(folder, error) from error
-
-
-def _other_training(folder: Path, error: Exception) -> UserError:
-    detail = str(error).splitlines()[-1].strip()
-    return UserError(
-        f"{folder}: holds the training of a model with another layout ({detail}); "
-        "choose another folder, or start over without resuming."
-    )
-
-
-# ---- misfortunes
 
 
 def _require_finite(networks: Mapping[str, nn.Module], step: int, folder: Path) -> None:
