@@ -380,9 +380,11 @@ def _write_hspy(path: Path, micrograph: Micrograph, description: str) -> None:
             "micrographia": description,
         },
         "original_metadata": {},
-        "package": "micrographia",
-        "package_version": __version__,
+        "package_info": {"package": "micrographia", "package_version": __version__},
         "tmp_parameters": {},
+        "learning_results": {},
+        "attributes": {"_lazy": False},
+        "models": {},
     }
     file_writer(str(path), signal)
 
