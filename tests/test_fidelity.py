@@ -140,7 +140,7 @@ def test_blur_gamma_and_background_are_not_lost_labels(sample):
 
 def test_noise_shows_in_the_reference_too(sample):
     rng = np.random.default_rng(2)
-    noisy = [sample["before"] + rng.normal(0, 0.6, sample["before"].shape) for _ in range(2)]
+    noisy = [sample["before"] + rng.normal(0, 0.4, sample["before"].shape) for _ in range(2)]
     result = measure(sample, noisy[0], reference=noisy[1])
     clean = measure(sample, sample["before"])
     assert result.median_displacement_pm > clean.median_displacement_pm + 2
@@ -149,7 +149,7 @@ def test_noise_shows_in_the_reference_too(sample):
     assert reference.filled_in == pytest.approx(result.filled_in, abs=0.25)  # two sigma of 19 defects
     assert reference.invented == pytest.approx(result.invented, abs=0.1)
     assert reference.invented > 0.01
-    assert result.contrast_kept == pytest.approx(1, abs=0.2)
+    assert result.contrast_kept == pytest.approx(1, abs=0.4)  # three sigma
 
 
 def test_a_translation_unrelated_to_its_input_loses_every_label(sample):
