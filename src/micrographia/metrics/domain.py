@@ -173,8 +173,8 @@ class DomainReference:
         if outside:
             message = (
                 f"{name} is unlike the training images: domain distance {value:.2f} (limit 1; beyond "
-                f"{quantile:.1%} of training patches); largest deviations: {largest}. Do not trust the result; "
-                "train on images like this one."
+                f"{quantile:.1%} of training patches); largest deviations: {largest}. Do not trust the "
+                "result; train on images like this one."
             )
         else:
             message = f"{name} is like the training images: domain distance {value:.2f} (limit 1)."
