@@ -13,9 +13,9 @@ from PIL import Image
 
 from micrographia import formats, io
 from micrographia.errors import UserError
-from micrographia.formats import length_A
 from micrographia.io import atomic_path, read_folder, read_images, read_provenance, write_image
 from micrographia.micrograph import Micrograph
+from micrographia.signals import length_A
 
 
 @pytest.fixture

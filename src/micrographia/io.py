@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import glob
 import json
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from micrographia.errors import UserError
-from micrographia.formats import (
-    FOLDER_SUFFIXES,
-    Signal,
-    calibration_from_json,
-    microscope_from_json,
-    read_signals,
-    told_json,
-)
+from micrographia.files import atomic_path, find_files, unique_names
+from micrographia.formats import FOLDER_SUFFIXES, read_signals
 from micrographia.micrograph import Micrograph, robust_scale
+from micrographia.signals import Signal, calibration_from_json, microscope_from_json, told_json
+
+__all__ = ["atomic_path", "read_folder", "read_images", "read_provenance", "write_image"]
 
 #: Edges of a pixel that differ by more than this share are told in the metadata.
 _SQUARE_WITHIN = 0.005
@@ -99,13 +89,13 @@ def read_folder(
         There are no files, or none of them can be read.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    files = _without_doubles([file for path in given for file in _expand(str(path))])
+    files = find_files(given, FOLDER_SUFFIXES)
     if not files:
         told = ", ".join(map(str, given)) or "no path given"
         raise UserError(f"No image files: {told}. Give files, folders or patterns such as 'scan_*.dm4'.")
     images: list[Micrograph] = []
     failures: list[tuple[Path, str]] = []
-    for file, name in zip(files, _unique_names(files), strict=True):
+    for file, name in zip(files, unique_names(files), strict=True):
         try:
             read = read_images(file, pixel_size_A)
         except UserError as error:
@@ -169,49 +159,6 @@ def write_image(path: str | Path, micrograph: Micrograph, synthetic: dict[str, A
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
     """How a generated image was made, as :func:`write_image` noted it; None for any other image."""
     return read_images(path)[0].metadata.get("micrographia")
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
-
-    What is written under the temporary name (a file or a folder) appears under its own name whole or
-    not at all. The temporary name keeps the suffix, because writers choose the format by it.
-
-    Raises
-    ------
-    UserError
-        The folder cannot be written, or the disk is full.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{path.stem[:40]}-", dir=path.parent))
-    except OSError as error:
-        raise _write_error(path, error) from error
-    temporary = room / path.name
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _write_error(path, error) from error
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def _write_error(path: Path, error: OSError) -> UserError:
-    folder = next((p for p in (path.parent, *path.parents) if p.exists()), Path.cwd())
-    free = shutil.disk_usage(folder).free / 1e6
-    # NumPy reports a short write without an error number.
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and free < 1):
-        written = (
-            sum(f.stat().st_size for f in path.parent.glob(f".{path.stem[:40]}-*/**/*") if f.is_file()) / 1e6
-        )
-        return UserError(
-            f"{path}: the disk is full: {written:.1f} MB were written before it was, {free:.1f} MB are free "
-            f"in {folder}. Nothing was left half-written; free some space or write to another folder."
-        )
-    return UserError(f"{path}: cannot be written ({error}); check the folder and its permissions.")
 
 
 # ---------------------------------------------------------------- from signals to images
@@ -284,49 +231,6 @@ def _sidecar(path: Path) -> dict[str, Any]:
     """Metadata in a JSON file of the same name beside `path`."""
     beside = path.with_suffix(".json")
     return told_json(beside.read_text(errors="replace")) if beside.is_file() else {}
-
-
-# ---------------------------------------------------------------- finding files
-
-
-def _expand(path: str) -> list[Path]:
-    found = Path(path)
-    if found.is_dir() and found.suffix.lower() != ".zspy":
-        inside = [p for p in found.iterdir() if p.suffix.lower() in FOLDER_SUFFIXES and p.name[0] != "."]
-        return sorted(inside, key=_natural)
-    if not found.exists() and any(sign in path for sign in "*?["):
-        return sorted(map(Path, glob.glob(path)), key=_natural)
-    return [found]
-
-
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
-
-
-def _without_doubles(files: list[Path]) -> list[Path]:
-    """Each file once, and no TIA data file ``NAME_1.ser`` that its header ``NAME.emi`` brings along."""
-    once = list({file.resolve(): file for file in files}.values())
-    headers = {file.with_suffix("") for file in once if file.suffix.lower() == ".emi"}
-    return [
-        file
-        for file in once
-        if file.suffix.lower() != ".ser" or file.with_name(re.sub(r"_\d+$", "", file.stem)) not in headers
-    ]
-
-
-def _unique_names(files: list[Path]) -> list[str]:
-    """File names, with as many folders in front as it takes to tell equal ones apart."""
-    names = [file.name for file in files]
-    depth = 1
-    while len(set(names)) < len(names):
-        depth += 1
-        doubles = {name for name in names if names.count(name) > 1}
-        names = [
-            "/".join(file.resolve().parts[-depth:]) if name in doubles else name
-            for file, name in zip(files, names, strict=True)
-        ]
-    return names
 
 
 # ---------------------------------------------------------------- writing

@@ -12,7 +12,7 @@ import pandas as pd
 import zarr
 
 from micrographia.errors import UserError
-from micrographia.io import atomic_path
+from micrographia.files import atomic_path
 from micrographia.sites import concat_sites, read_sites, write_sites
 
 #: Raised when the layout changes; a library of another version is refused.

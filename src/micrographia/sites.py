@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from micrographia.errors import UserError
-from micrographia.io import atomic_path
+from micrographia.files import atomic_path
 
 #: Columns every table has; a step may add more (``species``, ``angle_deg``, ...).
 SITE_COLUMNS = ("image", "x_px", "y_px", "kind", "confidence")
@@ -101,8 +101,9 @@ def read_sites(path: str | Path) -> pd.DataFrame:
             f"{path}: column {' and '.join(missing)} missing (found: {found}); x_px is the column and y_px "
             "the row of a site in pixels. Rename the columns and try again."
         )
-    defaults = {"image": "", "kind": "", "confidence": 1.0}
-    table = table.assign(**{name: value for name, value in defaults.items() if name not in table.columns})
+    for name, value in (("image", ""), ("kind", ""), ("confidence", 1.0)):
+        if name not in table.columns:
+            table[name] = value
     try:
         table = table.astype(_DTYPES)
     except (ValueError, TypeError) as error:
