@@ -88,7 +88,7 @@ def kernel_distance(
     a, b = _features(a, b)
     size = min(len(a), len(b), subset_size)
     if max(len(a), len(b)) <= subset_size:
-        return float(_mmd2(*_kernels(a, b))), float("nan")
+        return _mmd2(*_kernels(a, b)), float("nan")
     rng = np.random.default_rng(seed)
     values = [
         _mmd2(*_kernels(a[rng.choice(len(a), size, False)], b[rng.choice(len(b), size, False)]))
@@ -102,13 +102,14 @@ def _kernels(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return (a @ a.T / dimension + 1) ** 3, (b @ b.T / dimension + 1) ** 3, (a @ b.T / dimension + 1) ** 3
 
 
-def _mmd2(kaa: np.ndarray, kbb: np.ndarray, kab: np.ndarray) -> float:
+def _mmd2(kaa: np.ndarray, kbb: np.ndarray, kab: np.ndarray, u=None, v=None) -> float:
+    """Unbiased squared MMD of samples that occur `u` and `v` times (once by default)."""
     n, m = kab.shape
-    return (
-        (kaa.sum() - np.trace(kaa)) / (n * (n - 1))
-        + (kbb.sum() - np.trace(kbb)) / (m * (m - 1))
-        - 2 * kab.mean()
+    u, v = np.ones(n) if u is None else u, np.ones(m) if v is None else v
+    within = (u @ kaa @ u - u @ np.diag(kaa)) / (n * (n - 1)) + (v @ kbb @ v - v @ np.diag(kbb)) / (
+        m * (m - 1)
     )
+    return float(within - 2 * (u @ kab @ v) / (n * m))
 
 
 def precision_recall(real: np.ndarray, other: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -301,8 +302,9 @@ def _intervals(a, b, fid: float, kid: float, n_bootstrap: int, rng, cap: int = 1
     draws = []
     for _ in range(n_bootstrap):
         i, j = rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))
-        u, v = rng.integers(len(kaa), size=len(kaa)), rng.integers(len(kbb), size=len(kbb))
-        resampled = _mmd2(kaa[np.ix_(u, u)], kbb[np.ix_(v, v)], kab[np.ix_(u, v)])
+        # How often each image is drawn: sums over all pairs of draws are products with these counts.
+        u, v = (rng.multinomial(n, np.full(n, 1 / n)).astype(float) for n in kab.shape)
+        resampled = _mmd2(kaa, kbb, kab, u, v)
         draws.append((frechet_distance(a[i], b[j]), resampled))
     if len(draws) < 2:
         return {name: (float("nan"), float("nan")) for name in ("fid_interval", "kid_interval")}

@@ -1,9 +1,10 @@
 """Is this image like those that a model was trained on?
 
 The physical features of patches of the training images are described by their mean and (shrunk) covariance.
-The domain distance of a new image is the median Mahalanobis distance of its patches, read against the
-distances of training patches from images that were left out of the fit: a model applied to an image outside
-what it saw is not to be trusted.
+The domain distance of an image is the median Mahalanobis distance of its patches, read against the same
+number for training images that were left out of the fit. A model applied to an image outside what it saw is
+not to be trusted. One Gaussian describes the training set: a set of several quite different kinds of images
+has wide limits, and what lies between its kinds passes for inside.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DomainDistance:
     value : float
         Median over its patches of the Mahalanobis distance, divided by the limit: outside means above 1.
     quantile : float
-        Fraction of left-out training patches that are nearer.
+        Fraction of left-out training images that are nearer.
     outside : bool
         Whether the image lies beyond the limit.
     deviations : tuple of (feature name, standard deviations)
@@ -57,11 +58,11 @@ class DomainReference:
     mean : array, ``[D]``
     covariance : array, ``[D, D]``
     distance_quantiles : array, ``[201]``
-        Quantiles 0, 0.005, ... 1 of the distance of left-out training patches.
+        Quantiles 0, 0.005, ... 1 of the same median for training images left out of the fit.
     pixel_size_A : float
     patch_px : int
     limit_quantile : float
-        An image is outside if its median patch is further away than this quantile of training patches.
+        An image is outside if it is further away than this quantile of training images.
     """
 
     mean: np.ndarray
@@ -118,15 +119,17 @@ class DomainReference:
         patches = np.stack([stack[k][y : y + patch_px, x : x + patch_px] for k, y, x in places])
         features = physical_features(patches, pixel_size_A)
 
-        fold = rng.permutation(len(stack))[[k for k, _, _ in places]] % _FOLDS
+        owner = np.array([k for k, _, _ in places])
+        fold = rng.permutation(len(stack))[owner] % _FOLDS
         distances = np.empty(len(features))
-        for f in range(_FOLDS):
+        for f in np.unique(fold):
             distances[fold == f] = _mahalanobis(features[fold == f], *_mean_covariance(features[fold != f]))
+        medians = [np.median(distances[owner == k]) for k in np.unique(owner)]
         mean, covariance = _mean_covariance(features)
         return cls(
             mean,
             covariance,
-            np.quantile(distances, _LEVELS),
+            np.quantile(medians, _LEVELS),
             float(pixel_size_A),
             patch_px,
             float(limit_quantile),
@@ -173,7 +176,7 @@ class DomainReference:
         if outside:
             message = (
                 f"{name} is unlike the training images: domain distance {value:.2f} (limit 1; beyond "
-                f"{quantile:.1%} of training patches); largest deviations: {largest}. Do not trust the "
+                f"{quantile:.1%} of training images); largest deviations: {largest}. Do not trust the "
                 "result; train on images like this one."
             )
         else:
