@@ -109,7 +109,7 @@ def pair_defects(
 def _relax_patch(xy: np.ndarray, near: np.ndarray, centre: np.ndarray, closed: bool) -> None:
     """Relax the atoms `near` a defect, the outermost held; `closed` first joins dangling atoms in pairs."""
     local = xy[near]
-    bonds = cKDTree(local).query_pairs(1.35 * BOND_A, output_type="ndarray")
+    bonds = cKDTree(local).query_pairs(1.25 * BOND_A, output_type="ndarray")
     distance = np.hypot(*(local - centre).T)
     if closed:
         degree = np.bincount(bonds.ravel(), minlength=len(local))
