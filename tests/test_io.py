@@ -419,7 +419,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, picture, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(io.np, "save", half)
-    with pytest.raises(UserError, match=r"disk is full: 2\.0 MB were written .* MB are free"):
+    with pytest.raises(UserError, match=r"disk is full: the file had reached 2\.0 MB, .* MB are free"):
         write_image(tmp_path / "a.npy", micrograph(picture + 1))
     assert (tmp_path / "a.npy").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.npy"]

@@ -97,7 +97,7 @@ def _write_error(path: Path, error: OSError) -> UserError:
             sum(f.stat().st_size for f in path.parent.glob(f".{path.stem[:40]}-*/**/*") if f.is_file()) / 1e6
         )
         return UserError(
-            f"{path}: the disk is full: {written:.1f} MB were written before it was, {free:.1f} MB are free "
+            f"{path}: the disk is full: the file had reached {written:.1f} MB, {free:.1f} MB are free "
             f"in {folder}. Nothing was left half-written; free some space or write to another folder."
         )
     return UserError(f"{path}: cannot be written ({error}); check the folder and its permissions.")
