@@ -174,15 +174,20 @@ def histogram_kl(real: np.ndarray, other: np.ndarray, bins: int = 100, smoothing
         This fraction of both distributions is spread evenly over the bins, which keeps empty bins finite.
     """
     real, other = scale_each(real), scale_each(other)
-    return _histogram_kl(real, other, intensity_window(real), bins, smoothing)
+    window = intensity_window(real)
+    return _kl(_histograms(real, window, bins), _histograms(other, window, bins), smoothing)
 
 
-def _histogram_kl(real, other, window, bins: int = 100, smoothing: float = 1e-3) -> float:
-    def distribution(images: np.ndarray) -> np.ndarray:
-        counts, _ = np.histogram(np.clip(images, *window), bins=bins, range=window)
-        return (1 - smoothing) * counts / counts.sum() + smoothing / bins
+def _histograms(images: np.ndarray, window: tuple[float, float], bins: int = 100) -> np.ndarray:
+    """Counts in the bins of the window for each image, ``[N, bins]``."""
+    return np.stack([np.histogram(np.clip(x, *window), bins=bins, range=window)[0] for x in images])
 
-    p, q = distribution(real), distribution(other)
+
+def _kl(real_counts: np.ndarray, other_counts: np.ndarray, smoothing: float = 1e-3) -> float:
+    p, q = (
+        (1 - smoothing) * counts.sum(0) / counts.sum() + smoothing / counts.shape[1]
+        for counts in (real_counts, other_counts)
+    )
     return float((p * np.log(p / q)).sum())
 
 
@@ -258,6 +263,7 @@ def compare_sets(
     a, b = _features(extractor.function(real, window), extractor.function(other, window))
     if extractor.standardise:
         a, b = standardise(a, b)
+    histograms = [_histograms(x, window) for x in (real, other)]
     spectra = [np.log10(band_powers(x, pixel_size_A) + 1e-9) for x in (real, other)]
 
     result: dict[str, Any] = {
@@ -268,7 +274,7 @@ def compare_sets(
         "window": window,
         "fid": frechet_distance(a, b),
         "kid": kernel_distance(a, b, seed=seed)[0],
-        "histogram_kl": _histogram_kl(real, other, window),
+        "histogram_kl": _kl(*histograms),
         "spectrum_distance": _spectrum_distance(*spectra),
     }
     result["precision"], result["recall"] = precision_recall(a, b)
@@ -282,7 +288,7 @@ def compare_sets(
             (
                 frechet_distance(a[one], a[two]),
                 kernel_distance(a[one], a[two], subsets=10, seed=seed)[0],
-                _histogram_kl(real[one], real[two], window),
+                _kl(histograms[0][one], histograms[0][two]),
                 _spectrum_distance(spectra[0][one], spectra[0][two]),
                 *precision_recall(a[one], a[two]),
             )
