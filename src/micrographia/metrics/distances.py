@@ -274,7 +274,7 @@ def compare_sets(
         "window": window,
         "fid": frechet_distance(a, b),
         "kid": kernel_distance(a, b, seed=seed)[0],
-        "histogram_kl": _kl(*histograms),
+        "histogram_kl": _kl(histograms[0], histograms[1]),
         "spectrum_distance": _spectrum_distance(*spectra),
     }
     result["precision"], result["recall"] = precision_recall(a, b)
