@@ -14,7 +14,7 @@ from torch import Tensor
 from micrographia.detect.network import ResidualUNet, balanced_loss, class_weights
 from micrographia.detect.peaks import find_peaks
 from micrographia.errors import UserError
-from micrographia.metrics.calibration import Calibration
+from micrographia.metrics.calibration import Calibration, fit_calibration
 from micrographia.metrics.matching import best_threshold, match_sites, precision_recall_curve
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.nets.weights import load_model, save_model
@@ -89,6 +89,9 @@ class DefectFinder:
         self.pixel_size_A = float(pixel_size_A)
         self.config = config or DetectConfig()
         self.networks: list[ResidualUNet] = []
+        self.log_weights = torch.zeros(len(self.kinds))
+        """Logarithms of the weights that balanced the classes in training. Balancing multiplies the odds that a
+        network reports; taken off again, the confidences of frequent and rare kinds compare fairly."""
         self.calibration: Calibration | None = None
         self.threshold = 0.5
         self.validation: pd.DataFrame | None = None
@@ -131,6 +134,7 @@ class DefectFinder:
         labels = torch.from_numpy(label_maps(sites, self.kinds + self.others, n, (height, width), radius_px))
         tensors = torch.from_numpy(scaled)[:, None]
         weights = class_weights(labels[:-held].float() / 255)
+        self.log_weights = weights[: len(self.kinds)].log()
         self.networks, results = [], []
         for member in range(config.members):
             member_seed = seed + 1000 * member
@@ -158,7 +162,7 @@ class DefectFinder:
             true = sites[(sites["index"] == first + i) & sites["kind"].isin(self.kinds)].assign(image=str(i), confidence=1.0)
             for kind in self.kinds:
                 p, t = peaks[peaks["kind"] == kind], true[true["kind"] == kind]
-                hits, _ = match_sites(p[["x_px", "y_px"]].to_numpy(), t[["x_px", "y_px"]].to_numpy(), tolerance_px)
+                hits, _, _ = match_sites(p[["x_px", "y_px"]].to_numpy(), t[["x_px", "y_px"]].to_numpy(), tolerance_px)
                 is_true = np.zeros(len(p), dtype=bool)
                 is_true[hits] = True
                 rows.append(pd.DataFrame({"kind": kind, "confidence": p["confidence"].to_numpy(), "true": is_true}))
@@ -166,7 +170,7 @@ class DefectFinder:
             truth.append(true)
         self.validation = pd.concat(rows, ignore_index=True)
         if self.validation["true"].nunique() == 2:
-            self.calibration = Calibration.fit(
+            self.calibration = fit_calibration(
                 self.validation["confidence"].to_numpy(), self.validation["true"].to_numpy()
             )
         curve = precision_recall_curve(concat_sites(found), concat_sites(truth), tolerance_px)
@@ -193,7 +197,8 @@ class DefectFinder:
                 total = torch.zeros(())
                 for k in turns:
                     logits = network(dihedral(tiles.to(where), k))[:, : len(self.kinds)]
-                    total = total + dihedral_inverse(logits.float().sigmoid(), k).cpu()
+                    confidence = (logits.float().cpu() - self.log_weights[:, None, None]).sigmoid()
+                    total = total + dihedral_inverse(confidence, k)
                 return total / len(turns)
 
             return function
@@ -242,6 +247,7 @@ class DefectFinder:
             "others": self.others,
             "pixel_size_A": self.pixel_size_A,
             "config": asdict(self.config),
+            "log_weights": self.log_weights.tolist(),
             "threshold": self.threshold,
             "calibration": self.calibration.to_dict() if self.calibration else None,
             "validation_scores": self.validation_scores,
@@ -253,6 +259,7 @@ class DefectFinder:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "detector")
         finder = cls(settings["kinds"], settings["others"], settings["pixel_size_A"], DetectConfig(**settings["config"]))
+        finder.log_weights = torch.tensor(settings["log_weights"])
         finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
         if settings["calibration"]:
             finder.calibration = Calibration.from_dict(settings["calibration"])

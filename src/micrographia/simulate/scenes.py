@@ -17,6 +17,9 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from scipy.spatial import cKDTree
 
 from micrographia.errors import UserError
 from micrographia.simulate.crystals import build_crystal
@@ -88,23 +91,19 @@ def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.
     return Scene(x, y, atoms.numbers.copy(), sites)
 
 
-def _intact_columns(atoms, defects: pd.DataFrame) -> pd.DataFrame:
+def _intact_columns(atoms: Atoms, defects: pd.DataFrame) -> pd.DataFrame:
     """Every column of atoms that holds no defect, as ``column-<heaviest element>`` (none in amorphous films)."""
-    columns = atoms.arrays.get("column")
-    if columns is None:
-        return pd.DataFrame({"x_A": [], "y_A": [], "kind": []})
-    frame = pd.DataFrame(
-        {"column": columns, "x_A": atoms.positions[:, 0], "y_A": atoms.positions[:, 1], "symbol": atoms.get_chemical_symbols(), "z": atoms.numbers}
-    )
-    frame = frame[frame["column"] >= 0].sort_values("z", ascending=False)
-    groups = frame.groupby("column", sort=True).agg({"x_A": "mean", "y_A": "mean", "symbol": "first"})
-    if len(defects):
-        d = np.hypot(
-            groups["x_A"].to_numpy()[:, None] - defects["x_A"].to_numpy(),
-            groups["y_A"].to_numpy()[:, None] - defects["y_A"].to_numpy(),
-        )
-        groups = groups[d.min(axis=1) > 0.6]
-    return pd.DataFrame({"x_A": groups["x_A"], "y_A": groups["y_A"], "kind": "column-" + groups["symbol"]})
+    column = atoms.arrays.get("column", np.full(len(atoms), -1))
+    known = np.flatnonzero(column >= 0)
+    known = known[np.argsort(-atoms.numbers[known], kind="stable")]
+    _, first, member = np.unique(column[known], return_index=True, return_inverse=True)
+    count = np.bincount(member, minlength=len(first))
+    x, y = (np.bincount(member, atoms.positions[known, axis], minlength=len(first)) / count for axis in (0, 1))
+    if len(defects) and len(first):
+        nearest, _ = cKDTree(defects[["x_A", "y_A"]].to_numpy()).query(np.c_[x, y])
+        first, x, y = (values[nearest > 0.6] for values in (first, x, y))
+    kinds = ["column-" + chemical_symbols[z] for z in atoms.numbers[known[first]]]
+    return pd.DataFrame({"x_A": x, "y_A": y, "kind": kinds})
 
 
 def render_scenes(
