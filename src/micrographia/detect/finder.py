@@ -81,7 +81,11 @@ class DefectFinder:
     """
 
     def __init__(
-        self, kinds: Sequence[str], others: Sequence[str], pixel_size_A: float, config: DetectConfig | None = None
+        self,
+        kinds: Sequence[str],
+        others: Sequence[str],
+        pixel_size_A: float,
+        config: DetectConfig | None = None,
     ) -> None:
         if not kinds:
             raise UserError("detect: name at least one kind of defect to find.")
@@ -142,7 +146,12 @@ class DefectFinder:
             model, steps = _trainable(network, weights, config), config.steps
             batches = _batches(tensors[:-held], labels[:-held], config, member_seed)
             run = TrainConfig(
-                steps=steps, seed=member_seed, device=device, ema_decay=0.99, log_every=20, checkpoint_every=max(steps // 4, 1)
+                steps=steps,
+                seed=member_seed,
+                device=device,
+                ema_decay=0.99,
+                log_every=20,
+                checkpoint_every=max(steps // 4, 1),
             )  # type: ignore[arg-type]
             result = train(model, batches, run, Path(folder) / f"member-{member}", label="detector")
             results.append(result)
@@ -159,13 +168,19 @@ class DefectFinder:
         found, truth, rows = [], [], []
         for i, image in enumerate(scaled):
             peaks = self._peaks(image, str(i))
-            true = sites[(sites["index"] == first + i) & sites["kind"].isin(self.kinds)].assign(image=str(i), confidence=1.0)
+            true = sites[(sites["index"] == first + i) & sites["kind"].isin(self.kinds)].assign(
+                image=str(i), confidence=1.0
+            )
             for kind in self.kinds:
                 p, t = peaks[peaks["kind"] == kind], true[true["kind"] == kind]
-                hits, _, _ = match_sites(p[["x_px", "y_px"]].to_numpy(), t[["x_px", "y_px"]].to_numpy(), tolerance_px)
+                hits, _, _ = match_sites(
+                    p[["x_px", "y_px"]].to_numpy(), t[["x_px", "y_px"]].to_numpy(), tolerance_px
+                )
                 is_true = np.zeros(len(p), dtype=bool)
                 is_true[hits] = True
-                rows.append(pd.DataFrame({"kind": kind, "confidence": p["confidence"].to_numpy(), "true": is_true}))
+                rows.append(
+                    pd.DataFrame({"kind": kind, "confidence": p["confidence"].to_numpy(), "true": is_true})
+                )
             found.append(peaks)
             truth.append(true)
         self.validation = pd.concat(rows, ignore_index=True)
@@ -205,7 +220,10 @@ class DefectFinder:
 
         tile = 256 if max(scaled.shape) > 160 else 128
         return np.stack(
-            [apply_tiled(apply(network.to(where).eval()), image, tile, 64).numpy() for network in self.networks]
+            [
+                apply_tiled(apply(network.to(where).eval()), image, tile, 64).numpy()
+                for network in self.networks
+            ]
         )
 
     def _peaks(self, scaled: np.ndarray, name: str, device: str = "cpu") -> pd.DataFrame:
@@ -219,7 +237,9 @@ class DefectFinder:
             sites["uncertainty"] = maps[:, channel, rows, cols].std(axis=0, ddof=1)
         return sites
 
-    def find(self, micrograph: Micrograph, threshold: float | None = None, device: str = "auto") -> pd.DataFrame:
+    def find(
+        self, micrograph: Micrograph, threshold: float | None = None, device: str = "auto"
+    ) -> pd.DataFrame:
         """Find the sites in one image of any size and pixel size.
 
         Returns
@@ -235,7 +255,10 @@ class DefectFinder:
         ratio = self.pixel_size_A / float(micrograph.pixel_size_A or self.pixel_size_A)
         sites = sites.assign(x_px=sites["x_px"] * ratio, y_px=sites["y_px"] * ratio)
         if self.calibration is not None:
-            sites = sites.assign(raw_confidence=sites["confidence"], confidence=self.calibration.apply(sites["confidence"].to_numpy()))
+            sites = sites.assign(
+                raw_confidence=sites["confidence"],
+                confidence=self.calibration.apply(sites["confidence"].to_numpy()),
+            )
         return sites.reset_index(drop=True)
 
     # ------------------------------------------------------------------------------------------- save and load
@@ -258,7 +281,12 @@ class DefectFinder:
     def load(cls, path: str | Path) -> DefectFinder:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "detector")
-        finder = cls(settings["kinds"], settings["others"], settings["pixel_size_A"], DetectConfig(**settings["config"]))
+        finder = cls(
+            settings["kinds"],
+            settings["others"],
+            settings["pixel_size_A"],
+            DetectConfig(**settings["config"]),
+        )
         finder.log_weights = torch.tensor(settings["log_weights"])
         finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
         if settings["calibration"]:

@@ -34,14 +34,19 @@ class ResidualUNet(nn.Module):
         super().__init__()
         self.multiple = 2 ** (levels + 1)
         widths = [width * 2**i for i in range(levels + 1)]
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, width, 5, padding=2, padding_mode="reflect"))
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4, width, 5, padding=2, padding_mode="reflect")
+        )
         self.encoder = nn.ModuleList(_stack(w, blocks) for w in widths[:-1])
         self.downs = nn.ModuleList(down(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.bottom = _stack(widths[-1], blocks)
         self.ups = nn.ModuleList(Up(b, a) for a, b in zip(widths, widths[1:], strict=False))
         self.decoder = nn.ModuleList(_stack(w, 1) for w in widths[:-1])
         self.head = nn.Sequential(
-            nn.GroupNorm(8, width), nn.ReLU(inplace=True), nn.Conv2d(width, 4 * outputs, 1), nn.PixelShuffle(2)
+            nn.GroupNorm(8, width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 4 * outputs, 1),
+            nn.PixelShuffle(2),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,12 +42,16 @@ def find_peaks(
     disc = np.hypot(*np.meshgrid(offsets, offsets)) <= radius_px + 0.25
     for kind, confidence in zip(kinds, maps, strict=True):
         smooth = ndimage.gaussian_filter(confidence, 0.35 * radius_px, mode="nearest")
-        top = (smooth == ndimage.maximum_filter(smooth, footprint=disc, mode="nearest")) & (confidence > threshold)
+        top = (smooth == ndimage.maximum_filter(smooth, footprint=disc, mode="nearest")) & (
+            confidence > threshold
+        )
         row, col = np.nonzero(top)
         if not len(row):
             continue
         padded = np.pad(confidence, reach, mode="constant")
-        windows = padded[row[:, None, None] + offsets[:, None] + reach, col[:, None, None] + offsets[None, :] + reach]
+        windows = padded[
+            row[:, None, None] + offsets[:, None] + reach, col[:, None, None] + offsets[None, :] + reach
+        ]
         weight = windows * disc
         total = weight.sum(axis=(1, 2))
         dy = (weight * offsets[:, None]).sum(axis=(1, 2)) / total

@@ -69,13 +69,20 @@ class Conditions:
             low, high = getattr(self, f.name)
             if not (np.isfinite([low, high]).all() and low <= high):
                 raise UserError(f"conditions.{f.name} = ({low}, {high}): give (low, high) with low <= high.")
-            if f.name != "defocus_A" and low < 0 or f.name in LOG_SCALE and low <= 0:
+            if (f.name != "defocus_A" and low < 0) or (f.name in LOG_SCALE and low <= 0):
                 raise UserError(f"conditions.{f.name} = ({low}, {high}): the range must be positive.")
 
 
 #: Conditions that are drawn evenly on a logarithmic scale.
 LOG_SCALE = frozenset(
-    {"counts_per_A2", "readout", "line_jitter_A", "slow_jitter_A", "contamination_length_A", "speckle_length_A"}
+    {
+        "counts_per_A2",
+        "readout",
+        "line_jitter_A",
+        "slow_jitter_A",
+        "contamination_length_A",
+        "speckle_length_A",
+    }
 )
 NAMES = tuple(f.name for f in fields(Conditions))
 
@@ -108,7 +115,11 @@ def aberrated(optics: Optics, conditions: dict[str, np.ndarray], rng: np.random.
     out = []
     for i in range(len(conditions["defocus_A"])):
         extra = dict(optics.aberrations)
-        for name, order, multiplicity in (("astigmatism_A", "C12", 2), ("coma_A", "C21", 1), ("threefold_A", "C23", 3)):
+        for name, order, multiplicity in (
+            ("astigmatism_A", "C12", 2),
+            ("coma_A", "C21", 1),
+            ("threefold_A", "C23", 3),
+        ):
             angle = multiplicity * rng.uniform(0, 2 * np.pi)
             for part, value in (("a", np.cos(angle)), ("b", np.sin(angle))):
                 key = order + part
@@ -162,7 +173,7 @@ def degrade(
     signal = (signal + column("speckle") * speckle + column("background")).clamp_min(0)
 
     displacement = _scan_displacement(n, height, c, pixel_size_A, generator)
-    signal = _sample_displaced(signal, displacement)
+    signal = sample_displaced(signal, displacement)
 
     dose = column("counts_per_A2") * pixel_size_A**2
     signal = torch.poisson(signal.clamp_min(0) * dose, generator=generator) / dose
@@ -218,11 +229,15 @@ def _scan_displacement(
     padded = torch.nn.functional.pad(walk.transpose(1, 2), (size // 2, (size - 1) // 2), mode="replicate")
     smooth = torch.nn.functional.conv1d(padded.reshape(2 * n, 1, -1), (kernel / kernel.sum())[None, None])
     slow = smooth.reshape(n, 2, height).transpose(1, 2)
-    fast[..., 1] *= 0.5  # the slow axis moves in steps of whole lines: less high-frequency noise than the fast axis
-    return (c["line_jitter_A"][:, None, None] * fast + c["slow_jitter_A"][:, None, None] * slow) / pixel_size_A
+    fast[..., 1] *= (
+        0.5  # the slow axis moves in steps of whole lines: less high-frequency noise than the fast axis
+    )
+    return (
+        c["line_jitter_A"][:, None, None] * fast + c["slow_jitter_A"][:, None, None] * slow
+    ) / pixel_size_A
 
 
-def _sample_displaced(images: Tensor, displacement: Tensor) -> Tensor:
+def sample_displaced(images: Tensor, displacement: Tensor) -> Tensor:
     """Read ``[N, H, W]`` images at ``(column + dx[row], row + dy[row])``."""
     n, height, width = images.shape
     x = torch.arange(width, device=images.device) + displacement[:, :, :1]

@@ -80,7 +80,9 @@ class FittedConditions:
             low, mid, high = np.quantile(values[name], [0.05, 0.5, 0.95])
             prior = getattr(self.prior, name)
             rows.append((name, *prior, low, mid, high, self.identifiability[name]))
-        return pd.DataFrame(rows, columns=["condition", "prior_low", "prior_high", "q05", "median", "q95", "r2"])
+        return pd.DataFrame(
+            rows, columns=["condition", "prior_low", "prior_high", "q05", "median", "q95", "r2"]
+        )
 
     def to_dict(self) -> dict:
         """Return plain JSON-ready values; :meth:`from_dict` is the inverse."""
@@ -164,7 +166,9 @@ def fit_conditions(
     all_unit, all_features = np.empty((0, len(NAMES))), np.empty((0, real.shape[1]))
     distance_before, kept, r2 = float("nan"), unit, np.zeros(len(NAMES))
     for number in range(config.rounds):
-        features = _simulated_features(specimen, optics, config.prior, unit, patch_px, pixel_size_A, [seed, number])
+        features = _simulated_features(
+            specimen, optics, config.prior, unit, patch_px, pixel_size_A, [seed, number]
+        )
         if number == 0:
             distance_before = _standardised_frechet(real, features)
         all_unit, all_features = np.concatenate([all_unit, unit]), np.concatenate([all_features, features])
@@ -209,8 +213,14 @@ def _nearest(
     target = (np.clip(real, low, high) - centre) / spread
     held_out = np.arange(len(unit)) % 5 == 0
     model = MLPRegressor(
-        (96, 96), alpha=1e-3, learning_rate_init=2e-3, batch_size=64, early_stopping=True, n_iter_no_change=8,
-        max_iter=120, random_state=seed % 2**31,
+        (96, 96),
+        alpha=1e-3,
+        learning_rate_init=2e-3,
+        batch_size=64,
+        early_stopping=True,
+        n_iter_no_change=8,
+        max_iter=120,
+        random_state=seed % 2**31,
     )
     model.fit(scaled[~held_out], unit[~held_out])
     residual = unit[held_out] - model.predict(scaled[held_out])

@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 from micrographia.errors import UserError
 from micrographia.simulate.crystals import build_crystal
 from micrographia.simulate.defects import DefectSpec, introduce_defects
-from micrographia.simulate.degrade import aberrated, degrade, moved
+from micrographia.simulate.degrade import aberrated, degrade, moved, sample_displaced
 from micrographia.simulate.imaging import disc_maps, render_patches
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scattering import cross_section_A2
@@ -45,6 +45,8 @@ class Specimen:
     """Kind of defect -> fraction of the sites that can have it. A few per cent teach a network best."""
     element: str = "Re"
     """The heavy element of the material single-atoms."""
+    atoms_per_nm2: tuple[float, float] = (0.2, 2.0)
+    """Range of areal densities of the heavy atoms of single-atoms, per nm²."""
     angle_deg: tuple[float, float] = (0.0, 360.0)
     """Range of in-plane rotations, degrees counter-clockwise as seen on the screen."""
     strain: float = 0.015
@@ -57,7 +59,9 @@ class Specimen:
     def __post_init__(self) -> None:
         for kind, value in self.defects.items():
             if not 0 < value <= 1:
-                raise UserError(f"specimen.defects: '{kind}' = {value}: give a fraction of sites between 0 and 1.")
+                raise UserError(
+                    f"specimen.defects: '{kind}' = {value}: give a fraction of sites between 0 and 1."
+                )
         if self.strain < 0 or self.disorder_A < 0:
             raise UserError("specimen: strain and disorder_A must not be negative.")
 
@@ -83,6 +87,7 @@ def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.
         strain=strain,
         disorder_A=specimen.disorder_A,
         element=specimen.element,
+        atoms_per_nm2=rng.uniform(*specimen.atoms_per_nm2),
         rng=rng,
     )
     atoms, defects = introduce_defects(atoms, [DefectSpec(k, c) for k, c in specimen.defects.items()], rng)
@@ -98,7 +103,9 @@ def _intact_columns(atoms: Atoms, defects: pd.DataFrame) -> pd.DataFrame:
     known = known[np.argsort(-atoms.numbers[known], kind="stable")]
     _, first, member = np.unique(column[known], return_index=True, return_inverse=True)
     count = np.bincount(member, minlength=len(first))
-    x, y = (np.bincount(member, atoms.positions[known, axis], minlength=len(first)) / count for axis in (0, 1))
+    x, y = (
+        np.bincount(member, atoms.positions[known, axis], minlength=len(first)) / count for axis in (0, 1)
+    )
     if len(defects) and len(first):
         nearest, _ = cKDTree(defects[["x_A", "y_A"]].to_numpy()).query(np.c_[x, y])
         first, x, y = (values[nearest > 0.6] for values in (first, x, y))
@@ -116,7 +123,10 @@ def render_scenes(
     """Render noise-free images ``[N, H, W]`` (fraction of the beam that reaches the detector)."""
     atoms = []
     for scene, o, gamma in zip(scenes, optics, contrast, strict=True):
-        sigma = {z: cross_section_A2(int(z), o.energy_keV, o.inner_mrad, o.outer_mrad) for z in np.unique(scene.number)}
+        sigma = {
+            z: cross_section_A2(int(z), o.energy_keV, o.inner_mrad, o.outer_mrad)
+            for z in np.unique(scene.number)
+        }
         heaviest = max(sigma.values(), default=1.0)
         weight = np.array([heaviest * (sigma[z] / heaviest) ** gamma for z in scene.number])
         atoms.append((scene.x_A, scene.y_A, weight))
@@ -146,7 +156,7 @@ def simulate_series(
     -------
     images : float32 ``[n, H, W]``
     clean : float32 ``[n, H, W]``
-        The same scenes, noise-free and undistorted (equal to `images` without conditions).
+        The same crystals noise-free, distorted by the same scan, so that the sites are theirs, too.
     sites : DataFrame
         ``index, x_px, y_px, kind`` of defects and intact columns inside the images, as they appear in `images`.
     """
@@ -185,20 +195,25 @@ def _simulate_group(
     rng = np.random.default_rng([seed, start, 1])
     inner = (slice(None), slice(MARGIN_PX, -MARGIN_PX), slice(MARGIN_PX, -MARGIN_PX))
     if conditions is None:
-        clean = render_scenes(scenes, [optics] * len(scenes), [1.0] * len(scenes), big, pixel_size_A)[inner].numpy()
+        clean = render_scenes(scenes, [optics] * len(scenes), [1.0] * len(scenes), big, pixel_size_A)[
+            inner
+        ].numpy()
         images, displacement = clean, np.zeros((len(scenes), big[0], 2))
     else:
         contrast = rng.uniform(*specimen.contrast, GROUP)[: len(scenes)]
         noise_free = render_scenes(scenes, aberrated(optics, conditions, rng), contrast, big, pixel_size_A)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         degraded, shift = degrade(noise_free, conditions, pixel_size_A, generator)
-        images, clean, displacement = degraded[inner].numpy(), noise_free[inner].numpy(), shift.numpy()
+        clean = sample_displaced(noise_free, shift)[inner].numpy()
+        images, displacement = degraded[inner].numpy(), shift.numpy()
     tables = []
     for k, scene in enumerate(scenes):
         x, y = scene.sites["x_A"].to_numpy() / pixel_size_A, scene.sites["y_A"].to_numpy() / pixel_size_A
         x, y = moved(x, y, displacement[k])
         x, y = x - MARGIN_PX, y - MARGIN_PX
-        table = pd.DataFrame({"index": start + k, "x_px": x, "y_px": y, "kind": scene.sites["kind"].to_numpy()})
+        table = pd.DataFrame(
+            {"index": start + k, "x_px": x, "y_px": y, "kind": scene.sites["kind"].to_numpy()}
+        )
         inside = (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
         tables.append(table[inside])
     return np.ascontiguousarray(images), np.ascontiguousarray(clean), pd.concat(tables, ignore_index=True)

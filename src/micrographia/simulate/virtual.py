@@ -105,7 +105,13 @@ def record(
     for i, image in enumerate(images):
         rng = np.random.default_rng([seed, 3, i])
         data = _instrument(image, state, pixel_size_A, rng)
-        about = {"synthetic": True, "generator": "micrographia virtual microscope", "day": day, "seed": seed, "item": i}
+        about = {
+            "synthetic": True,
+            "generator": "micrographia virtual microscope",
+            "day": day,
+            "seed": seed,
+            "item": i,
+        }
         micrographs.append(Micrograph(data, pixel_size_A, names[i], "file", about))
     # The hum moves whole lines to and fro about their true place: labels stay where they are on average.
     truth = sites.assign(image=[names[i] for i in sites["index"]], confidence=1.0).drop(columns="index")
@@ -121,7 +127,9 @@ def _instrument(image: np.ndarray, day: Day, pixel_size_A: float, rng: np.random
     out = np.stack([np.interp(columns + s, columns, row) for s, row in zip(shift, image, strict=True)])
     kernel = np.exp(-np.arange(36) / 12.0)
     kernel /= kernel.sum()
-    tail = np.apply_along_axis(lambda row: np.convolve(np.pad(row, (35, 0), mode="edge"), kernel, "valid"), 1, out)
+    tail = np.apply_along_axis(
+        lambda row: np.convolve(np.pad(row, (35, 0), mode="edge"), kernel, "valid"), 1, out
+    )
     out = (1 - day.slow_afterglow) * out + day.slow_afterglow * tail
     out = out / (1 + day.saturation * np.clip(out, 0, None))
     for _ in range(rng.poisson(day.spikes_per_image * height * width / 256**2)):

@@ -72,7 +72,9 @@ class TranslateConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"translate.{name} = {getattr(self, name)}: give at least 1.")
         if self.layout == "khan2023" and self.patch_px % 256:
-            raise UserError(f"translate.patch_px = {self.patch_px}: the layout khan2023 needs a multiple of 256.")
+            raise UserError(
+                f"translate.patch_px = {self.patch_px}: the layout khan2023 needs a multiple of 256."
+            )
         if self.layout == "compact" and (self.patch_px % 8 or self.width % 8):
             raise UserError("translate: the compact layout needs patch_px and width to be multiples of 8.")
         if not 0 <= self.hold <= 1:
@@ -95,7 +97,9 @@ class ImagePool:
             self.images = self.images[: self.size]
             return new
         exchange = torch.rand(len(new), generator=generator, device=new.device) < 0.5
-        places = torch.randperm(self.size, generator=generator, device=new.device)[: len(new)][exchange[: self.size]]
+        places = torch.randperm(self.size, generator=generator, device=new.device)[: len(new)][
+            exchange[: self.size]
+        ]
         out = new.clone()
         chosen = exchange.nonzero()[:, 0][: len(places)]
         out[chosen] = self.images[places]

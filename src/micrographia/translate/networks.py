@@ -18,7 +18,9 @@ class CompactGenerator(nn.Module):
 
     def __init__(self, width: int = 32, blocks: int = 4) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(8, width, 5, padding=2, padding_mode="reflect"))
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(8, width, 5, padding=2, padding_mode="reflect")
+        )
         self.body = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         self.head = nn.Sequential(
             nn.ReLU(inplace=True),
@@ -52,7 +54,9 @@ class KhanGenerator(nn.Module):
         for i, (a, b) in enumerate(zip([1, *widths], widths, strict=False)):
             norm = nn.InstanceNorm2d(b, affine=True) if 0 < i < 7 else nn.Identity()
             self.downs.append(
-                nn.Sequential(nn.Conv2d(a, b, 4, stride=2, padding=1, bias=i in (0, 7)), norm, nn.LeakyReLU(0.3))
+                nn.Sequential(
+                    nn.Conv2d(a, b, 4, stride=2, padding=1, bias=i in (0, 7)), norm, nn.LeakyReLU(0.3)
+                )
             )
         self.ups = nn.ModuleList()
         for i in range(6, -1, -1):

@@ -69,18 +69,23 @@ class Translator:
             Either set holds no patch of the configured size.
         """
         config = self.config
-        sim, exp = _prepared(simulated, config.patch_px, "simulated"), _prepared(
-            experimental, config.patch_px, "experimental"
+        sim, exp = (
+            _prepared(simulated, config.patch_px, "simulated"),
+            _prepared(experimental, config.patch_px, "experimental"),
         )
         rng = np.random.default_rng([seed, 5])
         fixed_sim, fixed_exp = (_crops(t, config.patch_px, WATCHED, rng) for t in (sim, exp))
-        model = CycleGAN(config, _crops(sim, config.patch_px, 128, rng), _crops(exp, config.patch_px, 128, rng), seed)
+        model = CycleGAN(
+            config, _crops(sim, config.patch_px, 128, rng), _crops(exp, config.patch_px, 128, rng), seed
+        )
         real = physical_features(fixed_exp[:, 0].numpy(), self.pixel_size_A)
         scale = real.std(axis=0) + 1e-6 * (1 + np.abs(real).mean(axis=0))
 
         def batches(step: int) -> tuple[Tensor, Tensor]:
             draw = np.random.default_rng([seed, step])
-            return _crops(sim, config.patch_px, config.batch, draw), _crops(exp, config.patch_px, config.batch, draw)
+            return _crops(sim, config.patch_px, config.batch, draw), _crops(
+                exp, config.patch_px, config.batch, draw
+            )
 
         def look(step: int) -> dict[str, float]:
             network = model.ema.get("to_experiment", model.networks["to_experiment"]).eval()
@@ -110,7 +115,9 @@ class Translator:
         self.to_experiment, self.to_simulation = (averages[n].eval() for n in CycleGAN.ema_networks)
         return result
 
-    def apply(self, images: np.ndarray, seed: int = 0, device: str = "auto", reverse: bool = False) -> np.ndarray:
+    def apply(
+        self, images: np.ndarray, seed: int = 0, device: str = "auto", reverse: bool = False
+    ) -> np.ndarray:
         """Translate images ``[N, H, W]`` of any size, seamlessly; `reverse` from experiment to simulation.
 
         Returns

@@ -80,7 +80,9 @@ class Recipe:
         if not 0.02 <= self.sampling_A <= 2:
             raise UserError(f"sampling_A = {self.sampling_A}: give 0.02 to 2 Å per pixel.")
         if self.pixel_size_A < 0 or self.tolerance_A <= 0 or self.seed < 0 or self.typical_spot_A < 0:
-            raise UserError("pixel_size_A, seed and typical_spot_A must not be negative; tolerance_A must be positive.")
+            raise UserError(
+                "pixel_size_A, seed and typical_spot_A must not be negative; tolerance_A must be positive."
+            )
 
 
 #: What each built-in recipe changes. Optics are nominal; fitted conditions vary about them.
@@ -208,11 +210,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"recipe: {where} = {value!r} is not possible.{did_you_mean(str(value), map(str, arguments))}")
+            raise UserError(
+                f"recipe: {where} = {value!r} is not possible.{did_you_mean(str(value), map(str, arguments))}"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
-            raise UserError(f"recipe: {where} = {value!r}: give a list of {len(arguments)} values, [low, high].")
+            raise UserError(
+                f"recipe: {where} = {value!r}: give a list of {len(arguments)} values, [low, high]."
+            )
         return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
     if origin is dict:
         if not isinstance(value, dict):
@@ -234,7 +240,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _unit(key: str) -> str:
-    for ending, unit in (("_A", "Å"), ("_keV", "keV"), ("_mrad", "mrad"), ("_deg", "degrees"), ("_px", "pixels")):
+    for ending, unit in (
+        ("_A", "Å"),
+        ("_keV", "keV"),
+        ("_mrad", "mrad"),
+        ("_deg", "degrees"),
+        ("_px", "pixels"),
+    ):
         if key.endswith(ending):
             return f" in {unit}"
     return ""
@@ -267,7 +279,11 @@ def field_help(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     out = {}
     for this, following in zip(body, body[1:], strict=False):
-        if isinstance(this, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        if (
+            isinstance(this, ast.AnnAssign)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
             out[this.target.id] = str(following.value.value)  # type: ignore[union-attr]
     return out
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import os
+import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -51,17 +51,25 @@ class RunFolder:
                     f"{' ...' if len(changed) > 3 else ''}); choose another --out."
                 )
             if not resume:
-                raise UserError(f"{self.path} holds this run already; continue it with --resume, or choose another --out.")
+                raise UserError(
+                    f"{self.path} holds this run already; continue it with --resume, or choose another --out."
+                )
         elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise UserError(f"{self.path} exists and is no run folder; choose an empty or new folder with --out.")
+            raise UserError(
+                f"{self.path} exists and is no run folder; choose an empty or new folder with --out."
+            )
         try:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --out.") from error
+            raise UserError(
+                f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --out."
+            ) from error
         self.write_text("recipe.toml", to_toml(recipe))
         self.write_json("versions.json", versions())
 
-    def stage(self, name: str, inputs: Any, work: Callable[[Path], None], say: Callable[[str], None] = print) -> Path:
+    def stage(
+        self, name: str, inputs: Any, work: Callable[[Path], None], say: Callable[[str], None] = print
+    ) -> Path:
         """Run `work(folder)` unless it was done with the same JSON-ready `inputs`; return its folder."""
         key = fingerprint(inputs)
         folder = self.path / "stages" / f"{name}-{key}"
@@ -75,7 +83,11 @@ class RunFolder:
         work(folder)
         seconds = time.monotonic() - start
         with atomic_path(done) as temporary:
-            temporary.write_text(json.dumps({"stage": name, "inputs": inputs, "seconds": round(seconds, 1)}, indent=1, default=str))
+            temporary.write_text(
+                json.dumps(
+                    {"stage": name, "inputs": inputs, "seconds": round(seconds, 1)}, indent=1, default=str
+                )
+            )
         say(f"{name}: done in {seconds:.0f} s")
         return folder
 
@@ -107,7 +119,16 @@ def file_fingerprint(path: Path) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a result."""
     out = {"python": platform.python_version(), "platform": platform.platform(), "cores": str(os.cpu_count())}
-    for name in ("micrographia", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "ase", "rosettasciio"):
+    for name in (
+        "micrographia",
+        "torch",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "scikit-image",
+        "ase",
+        "rosettasciio",
+    ):
         try:
             out[name] = version(name)
         except PackageNotFoundError:
