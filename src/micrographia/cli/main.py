@@ -1,0 +1,100 @@
+"""The command line: parses, calls the workflows, turns errors into one line and an exit code.
+
+Nothing heavy is imported here or in the modules beside it: they import what they need inside the command, so
+that ``micrographia --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from micrographia.cli import completion, journeys, looking, steps
+from micrographia.cli.parser import Parser, command_group
+from micrographia.errors import UserError
+
+
+def build_parser() -> Parser:
+    """Return the whole command line as a parser."""
+    parser = Parser(
+        prog="micrographia",
+        description="Finds defects in electron micrographs without labels: simulates, makes the simulation look\n"
+        "like your images, learns from it, and says how far to trust the result.",
+        epilog="""examples:
+  micrographia demo                                  the whole journey on generated data
+  micrographia inspect scan.dm4 --material WSe2      check scale, lattice, resolution, noise
+  micrographia find scans/ --material WSe2 --defect Se-vacancy --out my-run
+  micrographia recipe wse2 > wse2.toml               a commented recipe to change
+  micrographia run wse2.toml --images scans/ --out my-run
+
+Every command explains itself: micrographia COMMAND --help""",
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = command_group(parser, "command", "COMMAND")
+    journeys.add_commands(commands)
+    looking.add_commands(commands)
+    steps.add_commands(commands)
+    completion.add_commands(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 (yours to mend), 1 (ours), or 130 (interrupted)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Threads that wait for work must sleep: where others use the cores, spinning costs most of the CPU.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except UserError as error:
+        if debug:
+            raise
+        return _complain(f"micrographia: error: {error}", 2)
+    except KeyboardInterrupt:
+        return _complain(_how_to_resume(words), 130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; silence Python's own complaint at exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        told = " ".join(str(error).split()) or "no message"
+        hint = "run it again with --debug to see where, and please report it"
+        return _complain(f"micrographia: internal error: {type(error).__name__}: {told} ({hint})", 1)
+
+
+def _run(words: list[str]) -> int:
+    parser = build_parser()
+    arguments = parser.parse_args(words)
+    if arguments.version:
+        from micrographia import __version__
+
+        print(f"micrographia {__version__}")
+        return 0
+    if not hasattr(arguments, "run"):
+        # A group without its command (nothing at all, or `translate`) shows what there is.
+        group = words[0] if words and words[0] in ("translate", "detect") else None
+        parser.parse_args([group, "--help"] if group else ["--help"])
+    arguments.run(arguments)
+    sys.stdout.flush()
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+def _how_to_resume(words: list[str]) -> str:
+    resumable = {"run", "find", "demo"} & set(words[:1])
+    if not resumable:
+        return "micrographia: interrupted; nothing was left half-written."
+    again = shlex.join([*words, *([] if "--resume" in words else ["--resume"])])
+    return f"micrographia: interrupted; what was done is saved. Continue with: micrographia {again}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

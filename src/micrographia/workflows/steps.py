@@ -1,0 +1,186 @@
+"""Single links of the chain, from files to files: simulate, translate, detect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from micrographia.detect.finder import DefectFinder
+from micrographia.errors import UserError
+from micrographia.io import read_folder, write_image
+from micrographia.library import ImageLibrary
+from micrographia.micrograph import Micrograph
+from micrographia.plots.figures import detections_figure
+from micrographia.simulate.degrade import draw_conditions
+from micrographia.simulate.fit import cut_patches
+from micrographia.simulate.scenes import simulate_series
+from micrographia.sites import SITE_COLUMNS, concat_sites, write_sites
+from micrographia.training.device import choose_device, set_threads
+from micrographia.translate.translator import Translator
+from micrographia.workflows.recipe import Recipe, to_dict
+from micrographia.workflows.report import figure_png
+from micrographia.workflows.stages import interleave, load_set, store_library
+
+Say = Callable[[str], None]
+#: Experimental patches that a translator learns from at most.
+MAX_PATCHES = 400
+
+
+def simulate(recipe: Recipe, n: int, size_px: int, out: Path, noise_free: bool = False) -> None:
+    """Simulate `n` labelled images under the recipe's range of conditions.
+
+    Parameters
+    ----------
+    out : path
+        ``NAME.zarr`` becomes an :class:`ImageLibrary`, all else a folder of TIFF files and ``sites.csv``.
+    """
+    _must_be_new(out)
+    set_threads()
+    rng = np.random.default_rng([recipe.seed, 31])
+    conditions = None if noise_free else draw_conditions(recipe.fit.prior, n, rng)
+    images, _, sites = simulate_series(
+        recipe.specimen, recipe.optics, n, (size_px, size_px), recipe.sampling_A, recipe.seed, conditions
+    )
+    about = {"step": "simulate", "synthetic": True, "noise_free": noise_free, "recipe": to_dict(recipe)}
+    if out.suffix == ".zarr":
+        store_library(out, images, sites, recipe, about)
+    else:
+        _write_folder(out, images, sites, recipe.sampling_A, about)
+
+
+def fit_translator(
+    recipe: Recipe, library: Path, images: Sequence[str], pixel_size_A: float | None, out: Path, say: Say
+) -> None:
+    """Train the translation between a library and unlabelled images; write the model to `out`."""
+    _must_be_new(out)
+    set_threads()
+    choose_device(recipe.device)
+    labelled = ImageLibrary.open(library)
+    config = recipe.translate
+    real = [m.resampled(labelled.pixel_size_A) for m in _read(images, pixel_size_A, say)]
+    large = [min(m.shape) for m in real if min(m.shape) >= config.patch_px]
+    edge = min([2 * config.patch_px, *large]) if large else config.patch_px
+    translator = Translator(labelled.pixel_size_A, config)
+    patches = cut_patches(real, edge, MAX_PATCHES)
+    translator.fit(labelled.load()[0], patches, out.with_suffix(".training"), recipe.seed, recipe.device)
+    translator.save(out)
+
+
+def apply_translator(
+    model: Path,
+    inputs: Sequence[str],
+    pixel_size_A: float | None,
+    out: Path,
+    reverse: bool,
+    device: str,
+    say: Say,
+) -> None:
+    """Translate a library (its labels stay) or image files (at the translator's sampling)."""
+    _must_be_new(out)
+    set_threads()
+    translator = Translator.load(model)
+    about = {"step": "translate", "model": str(model), "reverse": reverse}
+    if len(inputs) == 1 and (Path(inputs[0]) / "zarr.json").is_file():
+        library = ImageLibrary.open(inputs[0])
+        images, labels = library.load()
+        sites = library.sites
+        translated = translator.apply(images, 0, device, reverse)
+        about |= {"of": library.metadata}
+        with ImageLibrary.create(
+            out, len(images), library.shape, library.kinds, library.pixel_size_A, about, str(labels.dtype)
+        ) as copy:
+            for i, image in enumerate(translated):
+                copy.write(i, image, labels[i], sites[sites["image"] == str(i)])
+        return
+    for micrograph in _read(inputs, pixel_size_A, say):
+        at_work = micrograph.resampled(translator.pixel_size_A)
+        data = translator.apply(at_work.data[None], 0, device, reverse)[0]
+        name = _file_name(micrograph.name)
+        write_image(out / f"{name}.tif", at_work.with_data(data, f"translated by {model}"), about)
+        say(f"{name}.tif")
+
+
+def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[str, float]:
+    """Train the detector on libraries of one kind; write it to `out`, return its scores at home."""
+    _must_be_new(out)
+    set_threads()
+    choose_device(recipe.device)
+    opened = [ImageLibrary.open(path) for path in libraries]
+    first = opened[0]
+    for other in opened[1:]:
+        if (other.kinds, len(other), other.shape) != (first.kinds, len(first), first.shape):
+            raise UserError(
+                f"{other.path} and {first.path} differ in kinds, number or size of images; "
+                "train on one of them, or on a library and its translation."
+            )
+        if other.pixel_size_A != first.pixel_size_A:
+            raise UserError(f"{other.path} and {first.path} differ in pixel size; train on one of them.")
+    columns = [kind for kind in first.kinds if kind.startswith("column-")]
+    kinds = [kind for kind in first.kinds if kind not in columns]
+    images, sites = interleave([load_set(path, path.name, str(path)) for path in libraries])
+    finder = DefectFinder(kinds, columns, first.pixel_size_A, recipe.detect)
+    folder = out.with_suffix(".training")
+    finder.fit(images, sites, folder, recipe.seed, recipe.device, recipe.tolerance_A)
+    finder.save(out)
+    return finder.validation_scores
+
+
+def apply_detector(
+    model: Path,
+    images: Sequence[str],
+    pixel_size_A: float | None,
+    out: Path,
+    threshold: float | None,
+    device: str,
+    say: Say,
+) -> pd.DataFrame:
+    """Find sites in image files; write ``defects.csv`` and an annotated picture of each image to `out`."""
+    set_threads()
+    finder = DefectFinder.load(model)
+    tables = []
+    for micrograph in _read(images, pixel_size_A, say):
+        if micrograph.pixel_size_A is None:
+            raise UserError(
+                f"{micrograph.name}: the pixel size is unknown; give it with --pixel-size (in Å)."
+            )
+        sites = finder.find(micrograph, threshold, device)
+        tables.append(sites)
+        say(f"{micrograph.name}: {len(sites)} sites")
+        out.mkdir(parents=True, exist_ok=True)
+        about = {"step": "detect", "model": str(model), "image": micrograph.name}
+        (out / f"{_file_name(micrograph.name)}.png").write_bytes(
+            figure_png(detections_figure(micrograph, sites), about)
+        )
+    found = concat_sites(tables)
+    write_sites(found, out / "defects.csv")
+    return found
+
+
+def _write_folder(
+    out: Path, images: np.ndarray, sites: pd.DataFrame, pixel_size_A: float, about: dict
+) -> None:
+    names = [f"simulated-{i:04d}.tif" for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        write_image(out / name, Micrograph(image, pixel_size_A, name, "file"), about)
+    table = sites.assign(image=[names[i] for i in sites["index"]], confidence=1.0)
+    write_sites(table[list(SITE_COLUMNS)], out / "sites.csv")
+
+
+def _read(paths: Sequence[str], pixel_size_A: float | None, say: Say) -> list[Micrograph]:
+    images, failures = read_folder(paths, pixel_size_A)
+    for _, reason in failures:
+        say(f"micrographia: left out: {reason}")
+    return images
+
+
+def _file_name(name: str) -> str:
+    """A file name for a micrograph's name, which may hold a folder and a frame number."""
+    return name.replace("/", "_").replace("\\", "_").replace("#", "-")
+
+
+def _must_be_new(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another --out, or remove it.")
