@@ -94,8 +94,8 @@ class DefectFinder:
         self.config = config or DetectConfig()
         self.networks: list[ResidualUNet] = []
         self.log_weights = torch.zeros(len(self.kinds))
-        """Logarithms of the weights that balanced the classes in training. Balancing multiplies the odds that a
-        network reports; taken off again, the confidences of frequent and rare kinds compare fairly."""
+        """Logarithms of the weights that balanced the classes in training. Balancing multiplies the odds that
+        a network reports; taken off again, the confidences of frequent and rare kinds compare fairly."""
         self.calibration: Calibration | None = None
         self.threshold = 0.5
         self.validation: pd.DataFrame | None = None
@@ -148,11 +148,11 @@ class DefectFinder:
             run = TrainConfig(
                 steps=steps,
                 seed=member_seed,
-                device=device,
+                device=device,  # type: ignore[arg-type]
                 ema_decay=0.99,
                 log_every=20,
                 checkpoint_every=max(steps // 4, 1),
-            )  # type: ignore[arg-type]
+            )
             result = train(model, batches, run, Path(folder) / f"member-{member}", label="detector")
             results.append(result)
             if result.stopped == "interrupted":
@@ -245,9 +245,9 @@ class DefectFinder:
         Returns
         -------
         DataFrame
-            ``image, x_px, y_px, kind, confidence`` (``uncertainty`` with an ensemble); positions in the pixels of
-            `micrograph`; confidence = calibrated probability that the site is real, as far as the training
-            images resemble this one.
+            ``image, x_px, y_px, kind, confidence`` (``uncertainty`` with an ensemble); positions in the
+            pixels of `micrograph`; confidence = calibrated probability that the site is real, as far as the
+            training images resemble this one.
         """
         at_work = micrograph.resampled(self.pixel_size_A)
         sites = self._peaks(robust_scale(at_work.data)[0], micrograph.name, device)
@@ -261,7 +261,7 @@ class DefectFinder:
             )
         return sites.reset_index(drop=True)
 
-    # ------------------------------------------------------------------------------------------- save and load
+    # ------------------------------------------------------------------------------------------ save and load
 
     def save(self, path: str | Path) -> None:
         """Write the networks, their calibration and all settings to one ``.safetensors`` file."""

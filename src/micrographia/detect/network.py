@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -38,9 +40,9 @@ class ResidualUNet(nn.Module):
             nn.PixelUnshuffle(2), nn.Conv2d(4, width, 5, padding=2, padding_mode="reflect")
         )
         self.encoder = nn.ModuleList(_stack(w, blocks) for w in widths[:-1])
-        self.downs = nn.ModuleList(down(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(down(a, b) for a, b in pairwise(widths))
         self.bottom = _stack(widths[-1], blocks)
-        self.ups = nn.ModuleList(Up(b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.ups = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_stack(w, 1) for w in widths[:-1])
         self.head = nn.Sequential(
             nn.GroupNorm(8, width),
@@ -79,6 +81,9 @@ def balanced_loss(logits: Tensor, target: Tensor, positive_weight: Tensor) -> Te
 
 
 def class_weights(labels: Tensor, cap: float = 30.0) -> Tensor:
-    """Positive weights ``[K]`` that balance each kind in `labels` ``[N, K, H, W]``, softened by a square root and capped."""
+    """Return weights ``[K]`` that balance each kind in `labels` ``[N, K, H, W]``.
+
+    The ratio of background to kind, softened by a square root and capped.
+    """
     share = labels.float().mean(dim=(0, 2, 3)).clamp_min(1e-6)
     return torch.sqrt((1 - share) / share).clamp(1.0, cap)

@@ -12,20 +12,18 @@ class Residual(nn.Module):
     The last convolution starts at zero, so that a new block is the identity and depth costs no signal.
     """
 
-    def __init__(self, channels: int, groups: int = 8, padding_mode: str = "reflect") -> None:
+    def __init__(self, channels: int, groups: int = 8) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
             nn.GroupNorm(groups, channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
         )
-        last = self.body[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in self.body[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -53,7 +51,7 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pad ``[N, C, H, W]`` at the bottom and right by edge values to multiples; return it and the old size."""
+    """Pad ``[N, C, H, W]`` at bottom and right by edge values to multiples; return it and the old size."""
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     if bottom or right:

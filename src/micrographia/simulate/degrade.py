@@ -202,7 +202,10 @@ def moved(x_px: np.ndarray, y_px: np.ndarray, displacement_px: np.ndarray) -> tu
 
 
 def _random_field(n: int, height: int, width: int, length_px: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian random fields ``[N, H, W]`` of zero mean and unit variance with a Gaussian correlation length."""
+    """Gaussian random fields ``[N, H, W]`` of zero mean and unit variance, correlated over a length.
+
+    The correlation falls to 1/e at a distance of `length_px` ``[N]``.
+    """
     noise = torch.randn((n, height, width), generator=generator, device=length_px.device)
     qy = torch.fft.fftfreq(height, device=noise.device)[:, None]
     qx = torch.fft.rfftfreq(width, device=noise.device)[None, :]
@@ -229,17 +232,15 @@ def _scan_displacement(
     padded = torch.nn.functional.pad(walk.transpose(1, 2), (size // 2, (size - 1) // 2), mode="replicate")
     smooth = torch.nn.functional.conv1d(padded.reshape(2 * n, 1, -1), (kernel / kernel.sum())[None, None])
     slow = smooth.reshape(n, 2, height).transpose(1, 2)
-    fast[..., 1] *= (
-        0.5  # the slow axis moves in steps of whole lines: less high-frequency noise than the fast axis
-    )
-    return (
-        c["line_jitter_A"][:, None, None] * fast + c["slow_jitter_A"][:, None, None] * slow
-    ) / pixel_size_A
+    # The slow axis moves in steps of whole lines: less high-frequency noise than the fast axis.
+    fast[..., 1] *= 0.5
+    jitter, drift = c["line_jitter_A"][:, None, None], c["slow_jitter_A"][:, None, None]
+    return (jitter * fast + drift * slow) / pixel_size_A
 
 
 def sample_displaced(images: Tensor, displacement: Tensor) -> Tensor:
     """Read ``[N, H, W]`` images at ``(column + dx[row], row + dy[row])``."""
-    n, height, width = images.shape
+    _, height, width = images.shape
     x = torch.arange(width, device=images.device) + displacement[:, :, :1]
     y = torch.arange(height, device=images.device)[None, :, None] + displacement[:, :, 1:]
     grid = torch.stack([2 * x / max(width - 1, 1) - 1, (2 * y / max(height - 1, 1) - 1).expand_as(x)], dim=-1)
@@ -251,7 +252,7 @@ def sample_displaced(images: Tensor, displacement: Tensor) -> Tensor:
 
 def _detector_response(images: Tensor, blur_px: Tensor, afterglow_px: Tensor) -> Tensor:
     """Convolve with an isotropic Gaussian and with an exponential decay towards larger columns."""
-    n, height, width = images.shape
+    _, height, width = images.shape
     pad = 8
     padded = torch.nn.functional.pad(images[:, None], (pad, pad, pad, pad), mode="reflect")[:, 0]
     qy = torch.fft.fftfreq(height + 2 * pad, device=images.device)[:, None]

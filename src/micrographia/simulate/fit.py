@@ -1,10 +1,11 @@
 """The imaging conditions of real images, fitted without labels.
 
-Approximate Bayesian computation with learned summaries (Fearnhead & Prangle, J. R. Stat. Soc. B 74, 419, 2012;
-regression adjustment after Beaumont et al., Genetics 162, 2025, 2002): simulate patches under conditions drawn
-from the prior, learn to predict the conditions from the patches' physical features, predict them for the
-experiment's patches, keep the simulations predicted most alike, and repeat from there. The result is no single
-best value but the distribution of conditions over the experiment's patches: training images are drawn from it.
+Approximate Bayesian computation with learned summaries (Fearnhead & Prangle, J. R. Stat. Soc. B 74, 419,
+2012; regression adjustment after Beaumont et al., Genetics 162, 2025, 2002): simulate patches under
+conditions drawn from the prior, learn to predict the conditions from the patches' physical features,
+predict them for the experiment's patches, keep the simulations predicted most alike, and repeat from there.
+The result is no single best value but the distribution of conditions over the experiment's patches:
+training images are drawn from it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class FitConfig:
     neighbours: int = 8
     """Simulations kept for each experimental patch."""
     widen: float = 0.06
-    """Kernel width added to every kept draw, as a fraction of the prior range: training data should be a little more varied than the experiment."""
+    """Kernel width added to every kept draw, as a fraction of the prior range: training data should be a
+    little more varied than the experiment."""
 
     def __post_init__(self) -> None:
         if self.simulations < 100 or self.rounds < 1 or self.neighbours < 1:
@@ -125,8 +127,8 @@ def cut_patches(images: Sequence[Micrograph], patch_px: int, most: int) -> np.nd
     if not patches:
         sizes = ", ".join(f"{m.name} {m.shape[1]} x {m.shape[0]}" for m in images[:3])
         raise UserError(
-            f"No image is as large as a patch of {patch_px} x {patch_px} px at the working sampling ({sizes}); "
-            "use a smaller patch or a finer sampling_A."
+            f"No image is as large as a patch of {patch_px} x {patch_px} px at the working sampling "
+            f"({sizes}); use a smaller patch or a finer sampling_A."
         )
     return np.stack(patches[:most])
 

@@ -40,7 +40,8 @@ class Specimen:
     """What is under the beam, and how much it may vary from image to image."""
 
     material: str = "WSe2"
-    """Built-in material (WSe2, MoS2, graphene, SrTiO3, single-atoms, ...) or a structure file that ASE reads."""
+    """Built-in material (WSe2, MoS2, graphene, SrTiO3, single-atoms, ...) or a structure file that ASE
+    reads."""
     defects: dict[str, float] = field(default_factory=lambda: {"vacancy-1Se": 0.03})
     """Kind of defect -> fraction of the sites that can have it. A few per cent teach a network best."""
     element: str = "Re"
@@ -50,11 +51,13 @@ class Specimen:
     angle_deg: tuple[float, float] = (0.0, 360.0)
     """Range of in-plane rotations, degrees counter-clockwise as seen on the screen."""
     strain: float = 0.015
-    """Standard deviation of each component of the homogeneous strain (stands for miscalibration and shear, too)."""
+    """Standard deviation of each component of the homogeneous strain (stands for miscalibration and shear,
+    too)."""
     disorder_A: float = 0.05
     """Root-mean-square static displacement of each atom, Å."""
     contrast: tuple[float, float] = (0.85, 1.1)
-    """Exponent on the relative cross-sections: 1 is the independent-atom model, less allows for channelling."""
+    """Exponent on the relative cross-sections: 1 is the independent-atom model, less allows for
+    channelling."""
 
     def __post_init__(self) -> None:
         for kind, value in self.defects.items():
@@ -97,7 +100,7 @@ def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.
 
 
 def _intact_columns(atoms: Atoms, defects: pd.DataFrame) -> pd.DataFrame:
-    """Every column of atoms that holds no defect, as ``column-<heaviest element>`` (none in amorphous films)."""
+    """Every column of atoms that holds no defect, as ``column-<heaviest element>``."""
     column = atoms.arrays.get("column", np.full(len(atoms), -1))
     known = np.flatnonzero(column >= 0)
     known = known[np.argsort(-atoms.numbers[known], kind="stable")]
@@ -116,7 +119,7 @@ def _intact_columns(atoms: Atoms, defects: pd.DataFrame) -> pd.DataFrame:
 def render_scenes(
     scenes: Sequence[Scene],
     optics: Sequence[Optics],
-    contrast: Sequence[float],
+    contrast: Sequence[float] | np.ndarray,
     shape: tuple[int, int],
     pixel_size_A: float,
 ) -> torch.Tensor:
@@ -158,7 +161,8 @@ def simulate_series(
     clean : float32 ``[n, H, W]``
         The same crystals noise-free, distorted by the same scan, so that the sites are theirs, too.
     sites : DataFrame
-        ``index, x_px, y_px, kind`` of defects and intact columns inside the images, as they appear in `images`.
+        ``index, x_px, y_px, kind`` of defects and intact columns inside the images, where `images` show
+        them.
     """
     groups = [(start, min(start + GROUP, n)) for start in range(0, n, GROUP)]
     job = partial(_simulate_group, specimen, optics, shape, pixel_size_A, seed)

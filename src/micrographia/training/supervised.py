@@ -46,6 +46,7 @@ class Supervised:
         self.networks = {"network": network}
         self.optimizers = {"network": optimizer}
         self.schedulers = {"network": scheduler} if scheduler else {}
+        self.ema: dict[str, nn.Module] = {}  # filled by the training loop
 
     def training_step(
         self, batch: Sequence[Tensor], step: int, generator: torch.Generator

@@ -147,6 +147,7 @@ class CycleGAN:
         self.schedulers = {
             name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimizers.items()
         }
+        self.ema: dict[str, nn.Module] = {}  # filled by the training loop
         self.pools = {domain: ImagePool(config.pool) for domain in ("experiment", "simulation")}
 
     def state(self) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ class CycleGAN:
     def training_step(
         self, batch: tuple[Tensor, Tensor], step: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """One step of the generators, then one of the discriminators, on (simulated, experimental) patches."""
+        """Step the generators, then the discriminators, on (simulated, experimental) patches."""
         x, y = batch
         fake_y, fake_x, losses = self._generators_step(x, y, generator)
         losses |= self._critics_step("experiment", y, self.pools["experiment"].mix(fake_y, generator))
@@ -232,7 +233,7 @@ def _adam(networks: list[nn.Module], config: TranslateConfig) -> torch.optim.Opt
 
 
 def _low_pass(x: Tensor) -> Tensor:
-    """Blur with a 5x5 binomial: two draws of the same noisy image agree in what is left, not in their noise."""
+    """Blur with a 5x5 binomial: two draws of a noisy image agree in what is left, not in their noise."""
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device) / 16
     padded = nn.functional.pad(x.float(), (2, 2, 2, 2), mode="reflect")
     return nn.functional.conv2d(padded, (kernel[:, None] * kernel)[None, None])

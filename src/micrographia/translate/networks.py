@@ -1,4 +1,4 @@
-"""The networks of the translation: generators, and discriminators on images and on their Fourier amplitudes."""
+"""The networks of the translation: generators; discriminators on images and on their Fourier amplitudes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from micrographia.nets.blocks import Residual, pad_to_multiple
 class CompactGenerator(nn.Module):
     """``G(x, z) = x + residual(x, z)`` at half the image's resolution.
 
-    The skip carries every atom through at its place; the residual adds what a microscope adds. `z` is one channel
-    of white noise, so that one input has many outputs. Input and output ``[N, 1, H, W]``.
+    The skip carries every atom through at its place; the residual adds what a microscope adds. `z` is one
+    channel of white noise, so that one input has many outputs. Input and output ``[N, 1, H, W]``.
     """
 
     def __init__(self, width: int = 32, blocks: int = 4) -> None:
@@ -39,10 +39,10 @@ class CompactGenerator(nn.Module):
 class KhanGenerator(nn.Module):
     """The U-Net of Khan et al. 2023 (after Isola et al. 2017, pix2pix) for 256² patches.
 
-    Eight 4x4 convolutions of stride 2 down to 1x1, mirrored, with skips, instance normalisation and dropout in the
-    three innermost decoder levels. Repaired: instance normalisation of a 1x1 map is the constant zero, so that in
-    the published layout the innermost level (15 % of the weights) never trains; here that level goes unnormalised.
-    The noise `z` is added to the input (the paper: Gaussian of 0.1).
+    Eight 4x4 convolutions of stride 2 down to 1x1, mirrored, with skips, instance normalisation and dropout
+    in the three innermost decoder levels. Repaired: instance normalisation of a 1x1 map is the constant
+    zero, so that in the published layout the innermost level (15 % of the weights) never trains; here
+    that level goes unnormalised. The noise `z` is added to the input (the paper: Gaussian of 0.1).
     """
 
     NOISE = 0.1
@@ -61,7 +61,7 @@ class KhanGenerator(nn.Module):
         self.ups = nn.ModuleList()
         for i in range(6, -1, -1):
             a = widths[7] if i == 6 else 2 * widths[i + 1]
-            layers = [nn.ConvTranspose2d(a, widths[i], 4, stride=2, padding=1, bias=False)]
+            layers: list[nn.Module] = [nn.ConvTranspose2d(a, widths[i], 4, stride=2, padding=1, bias=False)]
             layers.append(nn.InstanceNorm2d(widths[i], affine=True))
             if i > 3:
                 layers.append(nn.Dropout(0.5))
@@ -129,12 +129,13 @@ class KhanDiscriminator(nn.Module):
 class FourierView(nn.Module):
     """``[N, 1, H, W]`` -> ``[N, 1, H, W // 2]`` standardised log-amplitude of the windowed patch.
 
-    A Hann window takes away the cross that an edge leaves; mean and standard deviation over the real patches at each
-    frequency take away the dynamic range of many decades; the half-plane holds all of a real image's spectrum. The
-    raw, unwindowed log-power of the published code lets its discriminator win at once, after which the generator
-    has no gradient.
+    A Hann window takes away the cross that an edge leaves; mean and standard deviation over the real patches
+    at each frequency take away the dynamic range of many decades; the half-plane holds all of a real
+    image's spectrum. The raw, unwindowed log-power of the published code lets its discriminator win at
+    once, after which the generator has no gradient.
     """
 
+    window: Tensor
     mean: Tensor
     std: Tensor
 

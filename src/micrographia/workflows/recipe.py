@@ -1,6 +1,7 @@
 """Recipes: everything a run depends on, as one nested dataclass, in TOML and on the command line.
 
-Defaults are the dataclasses' own; a built-in recipe changes a few of them, a file changes more, ``--set`` comes last.
+Defaults are the dataclasses' own; a built-in recipe changes a few of them, a file changes more, ``--set``
+comes last.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import json
 import textwrap
 import tomllib
@@ -34,7 +36,8 @@ class LibraryConfig:
     size_px: int = 192
     """Edge of an image at the working sampling."""
     train_on: Literal["both", "fitted", "translated"] = "both"
-    """Images for the detector: simulated under the fitted conditions, those translated by the CycleGAN, or both."""
+    """Images for the detector: simulated under the fitted conditions, those translated by the CycleGAN, or
+    both."""
 
     def __post_init__(self) -> None:
         if self.images < 8:
@@ -56,11 +59,14 @@ class Recipe:
     sampling_A: float = 0.2
     """Working sampling, Å per pixel: images are resampled to it, simulations made at it."""
     pixel_size_A: float = 0.0
-    """Pixel size of all input images, Å; 0 = from the files, checked and, where they are wrong or silent, replaced by the lattice."""
+    """Pixel size of all input images, Å; 0 = from the files, checked and, where they are wrong or silent,
+    replaced by the lattice."""
     trust_lattice_percent: float = 2.0
-    """A pixel size from a file that disagrees with the lattice by more than this is replaced by the lattice's; 100 = never."""
+    """A pixel size from a file that disagrees with the lattice by more than this is replaced by the
+    lattice's; 100 = never."""
     typical_spot_A: float = 0.0
-    """Width (FWHM) assumed for the spots of isolated atoms to scale images of unknown pixel size, Å; 0 = do not assume."""
+    """Width (FWHM) assumed for the spots of isolated atoms to scale images of unknown pixel size, Å;
+    0 = do not assume."""
     tolerance_A: float = 1.0
     """Largest distance between a found and a true site, Å."""
     specimen: Specimen = field(default_factory=Specimen)
@@ -181,7 +187,7 @@ def _split_key(key: str) -> list[str]:
     return [*parts, current]
 
 
-# ------------------------------------------------------------------------------------ plain values <-> dataclasses
+# ------------------------------------------------------------------------------- plain values <-> dataclasses
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
@@ -261,7 +267,7 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
     """Name the keys in which two recipes differ, with both values."""
 
     def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-        out = {}
+        out: dict[str, Any] = {}
         for k, v in values.items():
             out |= flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v}
         return out
@@ -270,7 +276,7 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
     return [f"{k}: {x.get(k)} -> {y.get(k)}" for k in sorted(x.keys() | y.keys()) if x.get(k) != y.get(k)]
 
 
-# ----------------------------------------------------------------------------------------------------------- TOML
+# ------------------------------------------------------------------------------------------------------- TOML
 
 
 @functools.cache
@@ -278,13 +284,13 @@ def field_help(cls: type) -> dict[str, str]:
     """Return the docstring under each field of a dataclass."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     out = {}
-    for this, following in zip(body, body[1:], strict=False):
+    for this, following in itertools.pairwise(body):
         if (
             isinstance(this, ast.AnnAssign)
             and isinstance(following, ast.Expr)
             and isinstance(following.value, ast.Constant)
         ):
-            out[this.target.id] = str(following.value.value)  # type: ignore[union-attr]
+            out[this.target.id] = " ".join(str(following.value.value).split())  # type: ignore[union-attr]
     return out
 
 
@@ -292,10 +298,11 @@ def to_toml(recipe: Any, comments: bool = True, section: str = "") -> str:
     """Write a recipe as TOML; `comments` puts each field's help above it."""
     lines: list[str] = []
     nested: list[str] = []
+    kind: type = type(recipe)
     if not section and comments:
         lines += ["# A Micrographia recipe. Every key has a default: delete what you do not change.", ""]
     for f in fields(recipe):
-        value, text = getattr(recipe, f.name), field_help(type(recipe)).get(f.name, "")
+        value, text = getattr(recipe, f.name), field_help(kind).get(f.name, "")
         path = f"{section}.{f.name}" if section else f.name
         if is_dataclass(value):
             head = [f"# {text}"] if comments and text else []

@@ -1,7 +1,7 @@
 """The run folder: stages that are done once, and everything a run leaves behind.
 
-Each stage writes into ``stages/<name>-<hash of its inputs>/``. A stage whose inputs did not change and that came
-to its end is not run again; one that was interrupted goes on where its own checkpoints left it.
+Each stage writes into ``stages/<name>-<hash of its inputs>/``. A stage whose inputs did not change and that
+came to its end is not run again; one that was interrupted goes on where its own checkpoints left it.
 """
 
 from __future__ import annotations
