@@ -7,7 +7,6 @@ of a series depends on the seed and on `i` only, never on the number of workers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from micrographia.simulate.imaging import disc_maps, render_patches
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scattering import cross_section_A2
 
-#: Scenes are rendered in groups of this size; a group is the unit of reproducibility.
+#: Scenes are rendered in groups of this size; a group is one job of a worker.
 GROUP = 16
 #: Rendered around every field and cut off again: room for scan displacement and the detector's response (px).
 MARGIN_PX = 12
@@ -164,23 +163,22 @@ def simulate_series(
         ``index, x_px, y_px, kind`` of defects and intact columns inside the images, where `images` show
         them.
     """
+    if n < 1:
+        raise UserError(f"{n} images cannot be simulated; ask for at least 1.")
     groups = [(start, min(start + GROUP, n)) for start in range(0, n, GROUP)]
     job = partial(_simulate_group, specimen, optics, shape, pixel_size_A, seed)
     parts = [({k: v[a:b] for k, v in conditions.items()} if conditions else None) for a, b in groups]
-    workers = min(workers or _cores(), len(groups))
+    workers = min(workers or torch.get_num_threads(), len(groups))
     results: Iterator = map(job, groups, parts)
     if workers > 1 and len(groups) >= 8:
         # spawn: a forked child of a process that already runs torch's threads can hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
             done = list(pool.map(job, groups, parts))
     else:
         done = list(results)
     images, clean, tables = zip(*done, strict=True)
     return np.concatenate(images), np.concatenate(clean), pd.concat(tables, ignore_index=True)
-
-
-def _cores() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
 
 
 def _simulate_group(
@@ -196,7 +194,6 @@ def _simulate_group(
     big = (shape[0] + 2 * MARGIN_PX, shape[1] + 2 * MARGIN_PX)
     field_A = (big[1] * pixel_size_A, big[0] * pixel_size_A)
     scenes = [draw_scene(specimen, field_A, np.random.default_rng([seed, i])) for i in range(start, stop)]
-    rng = np.random.default_rng([seed, start, 1])
     inner = (slice(None), slice(MARGIN_PX, -MARGIN_PX), slice(MARGIN_PX, -MARGIN_PX))
     if conditions is None:
         clean = render_scenes(scenes, [optics] * len(scenes), [1.0] * len(scenes), big, pixel_size_A)[
@@ -204,10 +201,17 @@ def _simulate_group(
         ].numpy()
         images, displacement = clean, np.zeros((len(scenes), big[0], 2))
     else:
-        contrast = rng.uniform(*specimen.contrast, GROUP)[: len(scenes)]
-        noise_free = render_scenes(scenes, aberrated(optics, conditions, rng), contrast, big, pixel_size_A)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        degraded, shift = degrade(noise_free, conditions, pixel_size_A, generator)
+        rngs = [np.random.default_rng([seed, i, 1]) for i in range(start, stop)]
+        own = [{name: v[k : k + 1] for name, v in conditions.items()} for k in range(len(scenes))]
+        contrast = [rng.uniform(*specimen.contrast) for rng in rngs]
+        settings = [aberrated(optics, c, rng)[0] for c, rng in zip(own, rngs, strict=True)]
+        noise_free = render_scenes(scenes, settings, contrast, big, pixel_size_A)
+        # One by one, each with its own generator: no image depends on how many follow it.
+        parts = [
+            degrade(image[None], c, pixel_size_A, torch.Generator().manual_seed(int(rng.integers(2**62))))
+            for image, c, rng in zip(noise_free, own, rngs, strict=True)
+        ]
+        degraded, shift = (torch.cat(part) for part in zip(*parts, strict=True))
         clean = sample_displaced(noise_free, shift)[inner].numpy()
         images, displacement = degraded[inner].numpy(), shift.numpy()
     tables = []
