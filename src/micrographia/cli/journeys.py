@@ -118,10 +118,11 @@ def _changes(arguments: argparse.Namespace) -> list[str]:
 
 
 def _find(recipe: Any, arguments: argparse.Namespace) -> None:
-    from micrographia.workflows.find import find_defects
-    from micrographia.workflows.shorthand import check_recipe
+    from micrographia.workflows import shorthand
 
-    check_recipe(recipe)
+    shorthand.check_recipe(recipe)
+    from micrographia.workflows.find import find_defects
+
     out = arguments.out or Path(f"micrographia-{recipe.name}")
     images = [Path(path) for path in arguments.images]
     find_defects(images, recipe, out, arguments.resume, teller(arguments))

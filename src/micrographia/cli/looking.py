@@ -106,9 +106,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         print(f"{name:10}{_number(result[name])}   [{_number(low)}, {_number(high)}]")
     tp, fn, fp, unit = (result[name] for name in ("tp", "fn", "fp", "unit"))
     print(f"{tp} found, {fn} missed, {fp} false alarms in {result['images']} image(s)")
-    print(
-        f"matched within {result['tolerance']:g} {unit}, root mean square {_number(result['rms_distance'])} {unit}"
-    )
+    print(f"matched within {result['tolerance']:g} {unit}; RMS {_number(result['rms_distance'])} {unit}")
 
 
 def _number(value: float | None) -> str:

@@ -20,8 +20,8 @@ def build_parser() -> Parser:
     """Return the whole command line as a parser."""
     parser = Parser(
         prog="micrographia",
-        description="Finds defects in electron micrographs without labels: simulates, makes the simulation look\n"
-        "like your images, learns from it, and says how far to trust the result.",
+        description="Finds defects in electron micrographs without labels: simulates, makes the simulation\n"
+        "look like your images, learns from it, and says how far to trust the result.",
         epilog="""examples:
   micrographia demo                                  the whole journey on generated data
   micrographia inspect scan.dm4 --material WSe2      check scale, lattice, resolution, noise
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        return _complain(f"micrographia: error: {error}", 2)
+        return _complain(f"micrographia: error: {_one_line(error)}", 2)
     except KeyboardInterrupt:
         return _complain(_how_to_resume(words), 130)
     except BrokenPipeError:
@@ -61,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        told = " ".join(str(error).split()) or "no message"
         hint = "run it again with --debug to see where, and please report it"
-        return _complain(f"micrographia: internal error: {type(error).__name__}: {told} ({hint})", 1)
+        return _complain(
+            f"micrographia: internal error: {type(error).__name__}: {_one_line(error)} ({hint})", 1
+        )
 
 
 def _run(words: list[str]) -> int:
@@ -86,6 +87,10 @@ def _run(words: list[str]) -> int:
 def _complain(text: str, code: int) -> int:
     print(text, file=sys.stderr)
     return code
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "no reason given"
 
 
 def _how_to_resume(words: list[str]) -> str:

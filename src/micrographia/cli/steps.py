@@ -45,8 +45,7 @@ def add_commands(group: Any) -> None:
     fit = add_command(
         actions, "fit", "Train a CycleGAN between a library and unlabelled images",
         """micrographia translate fit --library library.zarr --images scans/ --out translator.safetensors
-        micrographia translate fit --library library.zarr --images a.dm4 b.dm4 --out t.safetensors """
-        "--set translate.steps=600",
+        micrographia translate fit --library lib.zarr --images *.dm4 --out t.safetensors --set seed=3""",
         run_translate_fit,
     )  # fmt: skip
     _add_library(fit)

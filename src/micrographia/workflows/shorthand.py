@@ -75,8 +75,8 @@ def recipe_for(material: str, defects: Sequence[str] = (), changes: Sequence[str
 def defect_kind(name: str, material: str = "") -> str:
     """Translate an everyday name into the kind's exact one.
 
-    ``Se-vacancy`` and ``vacancy-Se`` -> ``vacancy-1Se``, ``double-Se-vacancy`` -> ``vacancy-2Se``; in graphene
-    ``vacancy`` -> ``vacancy-1C`` and ``double-vacancy`` -> ``divacancy-C``. Exact kinds stay.
+    ``Se-vacancy`` and ``vacancy-Se`` -> ``vacancy-1Se``, ``double-Se-vacancy`` -> ``vacancy-2Se``; in
+    graphene ``vacancy`` -> ``vacancy-1C`` and ``double-vacancy`` -> ``divacancy-C``. Exact kinds stay.
 
     Raises
     ------

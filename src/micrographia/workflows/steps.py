@@ -98,7 +98,7 @@ def apply_translator(
     for micrograph in _read(inputs, pixel_size_A, say):
         at_work = micrograph.resampled(translator.pixel_size_A)
         data = translator.apply(at_work.data[None], 0, device, reverse)[0]
-        name = _file_name(micrograph.name)
+        name = _file_name(micrograph.name).removesuffix(".tif")
         write_image(out / f"{name}.tif", at_work.with_data(data, f"translated by {model}"), about)
         say(f"{name}.tif")
 

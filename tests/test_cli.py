@@ -1,0 +1,492 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from micrographia.cli.main import build_parser, main
+from micrographia.errors import UserError
+from micrographia.io import write_image
+from micrographia.micrograph import Micrograph
+from micrographia.workflows import shorthand
+
+COMMANDS = ("demo", "find", "run", "recipe", "inspect", "evaluate", "provenance", "simulate", "translate fit",
+            "translate apply", "detect fit", "detect apply", "completion")  # fmt: skip
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    """A calibrated image with a square lattice of 16 px = 3.2 Å."""
+    row = np.exp(-((np.arange(160) % 16 - 8) ** 2) / 18)
+    data = row * row[:, None]
+    data = data + 0.1 * np.random.default_rng(0).standard_normal(data.shape)
+    path = tmp_path / "scan.tif"
+    write_image(path, Micrograph(data, 0.2, "scan.tif", "file"))
+    return path
+
+
+def fails(capsys, *words: str, code: int = 2) -> str:
+    """Run a command that must fail with one line on stderr and no traceback; return the line."""
+    assert main(list(map(str, words))) == code
+    out, error = capsys.readouterr()
+    assert "Traceback" not in error
+    assert out == ""
+    assert error.startswith("micrographia: ")
+    assert len(error.strip().splitlines()) == 1
+    return error
+
+
+# ------------------------------------------------------------------------------------------ help and versions
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_a_summary_and_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"micrographia {command}" in text.split("examples:")[1]
+    assert max(map(len, text.split("examples:")[1].splitlines())) <= 110
+
+
+def test_examples_in_the_help_parse():
+    """What the help shows can be typed: every example of every command goes through the parser."""
+    import shlex
+
+    parser = build_parser()
+    examples = []
+    for command in COMMANDS:
+        inner = parser
+        for word in command.split():
+            inner = next(a for a in inner._actions if a.choices and word in a.choices).choices[word]
+        examples += re.findall(r"^  micrographia (.*?)(?:   .*)?$", inner.epilog, re.MULTILINE)
+    assert len(examples) >= 20
+    for example in examples:
+        parser.parse_args(shlex.split(example.partition(" > ")[0]))
+
+
+def test_help_is_quick_and_light():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = (
+        "import sys; from micrographia.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "examples:" in done.stdout
+    assert done.stderr.strip() == "False False"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_no_command_shows_the_help(capsys):
+    for words in ([], ["detect"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        assert "examples:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"micrographia \S+\n", capsys.readouterr().out)
+
+
+def test_completion_knows_commands_and_options(capsys, tmp_path):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, expected in (
+        (["ins"], ["inspect"]),
+        (["translate", ""], ["fit", "apply"]),
+        (["translate", "fit", "--lib"], ["--library"]),
+        (["--quiet", "evaluate", "--tol"], ["--tolerance"]),
+        (["run", "wse2", "--res"], ["--resume"]),
+    ):
+        line = " ".join(f'"{word}"' for word in ("micrographia", *words))
+        ask = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _micrographia"
+        ask += "; echo ${COMPREPLY[@]}"
+        told = subprocess.run(
+            ["bash", "-c", ask], capture_output=True, text=True, cwd=tmp_path
+        ).stdout.split()
+        assert set(expected) <= set(told)
+    assert main(["completion", "zsh"]) == 0
+    assert "bashcompinit" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ wrong use
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["inspct", "a.tif"], "inspect"),
+        (["inspect"], "IMAGES"),
+        (["inspect", "a.tif", "--pixel-sise", "2"], "--pixel-sise"),
+        (["inspect", "a.tif", "--pixel-size", "0.02nm"], "give Å without the unit"),
+        (["inspect", "a.tif", "--pixel-size", "-1"], "greater than 0"),
+        (["simulate", "--n", "0", "--out", "x"], "at least 1"),
+        (["simulate", "--n", "many", "--out", "x"], "whole number"),
+        (["run", "wse2", "--out", "x"], "--images"),
+        (["evaluate", "a.csv", "b.csv"], "--tolerance"),
+        (["completion", "tcsh"], "bash"),
+    ],
+)
+def test_wrong_use_of_the_command_line(words, expected, capsys):
+    error = fails(capsys, *words)
+    assert expected in error
+    assert "--help" in error
+
+
+def test_no_files(capsys, tmp_path):
+    assert "no such file" in fails(capsys, "inspect", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "No image files" in fails(capsys, "inspect", tmp_path / "empty")
+
+
+def bad_files(tmp_path: Path) -> dict[str, Path]:
+    colours = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "photo.png")
+    (tmp_path / "notes.xyz123").write_text("no image")
+    (tmp_path / "cut.dm4").write_bytes(b"\x00\x00\x00\x04" + bytes(200))
+    np.save(tmp_path / "line.npy", np.zeros(100, np.float32))
+    broken = np.ones((64, 64), np.float32)
+    broken[3, 3] = np.nan
+    np.save(tmp_path / "nan.npy", broken)
+    return {p.name: p for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["photo.png", "notes.xyz123", "cut.dm4", "line.npy", "nan.npy"])
+def test_files_that_are_no_images_are_named(name, capsys, tmp_path):
+    path = bad_files(tmp_path)[name]
+    assert main(["inspect", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert "Traceback" not in error
+
+
+def test_bad_files_do_not_stop_the_others(capsys, image):
+    bad_files(image.parent)
+    np.save(image.parent / "constant.npy", np.ones((64, 64), np.float32))
+    assert main(["inspect", str(image.parent), "--json"]) == 0
+    out, error = capsys.readouterr()
+    (result,) = json.loads(out)
+    assert result["name"] == "scan.tif"
+    for name in ("photo.png", "cut.dm4", "line.npy", "nan.npy", "constant.npy"):
+        assert name in error
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("translate.stepps=5", "steps"),
+        ("specimen.defects={\"vacancy-1Se\" = -0.1}", "between 0 and 1"),
+        ("optics.energy_keV=\"80 kV\"", "without the unit"),
+        ("no-value", "key=value"),
+        ("device=\"gpu\"", "cpu"),
+        ("specimen.defects={\"vacancy-1S\" = 0.1}", "no S"),
+        ("specimen.material=WSe3", "WSe2"),
+    ],
+)  # fmt: skip
+def test_wrong_recipes_fail_before_anything_is_written(change, expected, capsys, image, tmp_path):
+    out = tmp_path / "run"
+    error = fails(capsys, "run", "wse2", "--images", image, "--out", out, "--set", change)
+    assert expected in error
+    assert not out.exists()
+
+
+def test_absent_device(capsys, image, tmp_path):
+    import torch
+
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has the device that the test misses")
+    error = fails(capsys, "run", "wse2", "--images", image, "--out", tmp_path / "run", "--device", "mps")
+    assert "mps" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipe_that_is_not_there(capsys, image, tmp_path):
+    assert "wse2" in fails(capsys, "run", "wsse2", "--images", image, "--out", tmp_path / "run")
+    (tmp_path / "broken.toml").write_text("a = [")
+    assert "TOML" in fails(capsys, "recipe", tmp_path / "broken.toml")
+
+
+def test_run_folder_of_another_recipe(capsys, image, tmp_path):
+    pytest.importorskip("micrographia.workflows.find")
+    assert main(["recipe", "mos2"]) == 0
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text(capsys.readouterr().out)
+    error = fails(capsys, "run", "wse2", "--images", image, "--out", run, "--resume", "--quiet")
+    assert "another recipe" in error
+    error = fails(capsys, "run", "mos2", "--images", image, "--out", run, "--quiet")
+    assert "--resume" in error
+
+
+def test_model_files_that_are_not_ours(capsys, image, tmp_path):
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"not a model")
+    for command in ("detect", "translate"):
+        assert "model.safetensors" in fails(capsys, command, "apply", model, image, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------- exit codes
+
+
+def broken_evaluate(error):
+    def evaluate(*arguments):
+        raise error
+
+    return evaluate
+
+
+@pytest.fixture
+def tables(tmp_path) -> list[str]:
+    truth = pd.DataFrame({"image": "a.tif", "x_px": [10.0, 50, 90], "y_px": [10.0, 50, 90], "kind": "Si"})
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    found = truth.assign(x_px=[15.0, 50, 200], confidence=0.9)
+    found.to_csv(tmp_path / "found.csv", index=False)
+    return [str(tmp_path / "found.csv"), str(tmp_path / "truth.csv")]
+
+
+def test_internal_errors_are_one_line_and_exit_1(capsys, tables, monkeypatch):
+    monkeypatch.setattr(
+        "micrographia.workflows.looking.evaluate_sites", broken_evaluate(ValueError("two\nlines"))
+    )
+    error = fails(capsys, "evaluate", *tables, "--tolerance", "6", code=1)
+    assert "ValueError: two lines" in error
+    assert "--debug" in error
+    with pytest.raises(ValueError, match="two"):
+        main(["evaluate", *tables, "--tolerance", "6", "--debug"])
+
+
+def test_debug_shows_where_user_errors_come_from(tables):
+    for words in (["--debug", "evaluate"], ["evaluate", "--debug"]):
+        with pytest.raises(UserError):
+            main([*words, tables[0], "nowhere.csv", "--tolerance", "6"])
+
+
+def test_interrupts_say_how_to_go_on(capsys, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(shorthand, "check_recipe", broken_evaluate(KeyboardInterrupt()))
+    out = tmp_path / "a b"
+    error = fails(capsys, "run", "wse2", "--images", image, "--out", out, code=130)
+    assert error.strip().endswith(f"run wse2 --images {image} --out '{out}' --resume")
+
+
+def test_as_a_process(tables):
+    """The console's view: exit code, streams, and threads that sleep while they wait."""
+    module = [sys.executable, "-m", "micrographia.cli.main"]
+    done = subprocess.run([*module, "evaluate", *tables, "--tolerance", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    code = (
+        "import os, micrographia.cli.main as m; m.main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
+    assert done.stdout.splitlines()[-1] == "passive"
+
+
+# --------------------------------------------------------------------------------------------------- evaluate
+
+
+def evaluated(capsys, *words) -> dict:
+    assert main(["evaluate", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_in_angstrom_and_in_pixels(capsys, tables):
+    # 5 px of 0.078 Å are 0.39 Å; the third site is far away.
+    result = evaluated(capsys, *tables, "--tolerance", "0.75", "--pixel-size", "0.078")
+    assert (result["tp"], result["fp"], result["fn"], result["unit"]) == (2, 1, 1, "Å")
+    assert result["precision"] == result["recall"] == result["f1"] == pytest.approx(2 / 3)
+    assert result["rms_distance"] == pytest.approx(0.078 * np.sqrt(25 / 2))
+    low, high = result["f1_interval"]
+    assert low <= 2 / 3 <= high
+    assert evaluated(capsys, *tables, "--tolerance", "4.9")["tp"] == 1
+    assert evaluated(capsys, *tables, "--tolerance", "0.3", "--pixel-size", "0.078")["tp"] == 1
+    assert main(["evaluate", *tables, "--tolerance", "6"]) == 0
+    assert "2 found, 1 missed, 1 false alarms in 1 image(s)" in capsys.readouterr().out
+
+
+def test_each_image_may_have_its_own_pixel_size(capsys, tmp_path):
+    truth = pd.DataFrame(
+        {"image": ["a.tif", "b.tif"], "x_px": 10.0, "y_px": 10.0, "kind": "Si", "pixel_size_A": [0.1, 0.4]}
+    )
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    truth.drop(columns="pixel_size_A").assign(x_px=14.0).to_csv(tmp_path / "found.csv", index=False)
+    files = [tmp_path / "found.csv", tmp_path / "truth.csv"]
+    assert evaluated(capsys, *files, "--tolerance", "0.75")["tp"] == 1  # 0.4 Å and 1.6 Å
+    assert evaluated(capsys, *files, "--tolerance", "1.7")["tp"] == 2
+    truth.assign(pixel_size_A=[0.1, np.nan]).to_csv(tmp_path / "truth.csv", index=False)
+    assert "b.tif" in fails(capsys, "evaluate", *files, "--tolerance", "1")
+
+
+def test_evaluate_kinds_names_and_borders(capsys, tables, tmp_path):
+    truth = pd.read_csv(tables[1])
+    truth.drop(columns="kind").assign(image="a.png", species=["Si", "Si", "C"]).to_csv(tables[1], index=False)
+    result = evaluated(capsys, *tables, "--tolerance", "6")
+    assert (result["tp"], result["fn"]) == (2, 1)  # the carbon atom is another kind
+    assert "endings" in result["warnings"][0]
+    assert evaluated(capsys, *tables, "--tolerance", "6", "--kind", "Si")["fn"] == 0
+    truth.drop(columns=["kind", "image"]).to_csv(tables[1], index=False)
+    result = evaluated(capsys, *tables, "--tolerance", "6")
+    assert result["tp"] == 2
+    assert "no kinds" in result["warnings"][0]
+    truth.assign(kind="Ge").to_csv(tables[1], index=False)
+    result = evaluated(capsys, *tables, "--tolerance", "6")
+    assert result["tp"] == 0
+    assert "no kind in common" in result["warnings"][0]
+    assert evaluated(capsys, *tables, "--tolerance", "6", "--ignore-kind")["tp"] == 2
+    truth.to_csv(tables[1], index=False)
+    assert "--size" in fails(capsys, "evaluate", *tables, "--tolerance", "6", "--border", "20")
+    frame = evaluated(capsys, *tables, "--tolerance", "6", "--border", "20", "--size", "210", "100")
+    assert (frame["tp"], frame["fp"], frame["fn"]) == (1, 0, 0)
+    assert "x_px" in fails(
+        capsys, "evaluate", tables[0], _csv(tmp_path / "no.csv", "a,b\n1,2\n"), "--tolerance", 1
+    )
+
+
+def test_nothing_found_is_null_not_nan(capsys, tables):
+    pd.read_csv(tables[0]).iloc[:0].to_csv(tables[0], index=False)
+    result = evaluated(capsys, *tables, "--tolerance", "6")
+    assert result["precision"] is None
+    assert (result["recall"], result["fn"]) == (0, 3)
+
+
+def _csv(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+# ----------------------------------------------------------------------------------------- recipes, shorthand
+
+
+@pytest.mark.parametrize("name", ["wse2", "mos2", "graphene-si", "srtio3", "single-atoms"])
+def test_printed_recipes_are_recipes(name, capsys, tmp_path):
+    from micrographia.workflows.recipe import built_in, load_recipe
+
+    assert main(["recipe", name]) == 0
+    text = capsys.readouterr().out
+    assert text.count("#") > 20
+    assert load_recipe(_csv(tmp_path / "r.toml", text)) == built_in(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "material", "kind"),
+    [
+        ("Se-vacancy", "WSe2", "vacancy-1Se"),
+        ("double-Se-vacancy", "WSe2", "vacancy-2Se"),
+        ("single se vacancy", "WSe2", "vacancy-1Se"),
+        ("vacancy-Se", "WSe2", "vacancy-1Se"),
+        ("vacancy-2Se", "WSe2", "vacancy-2Se"),
+        ("Si", "graphene", "Si"),
+        ("vacancy", "graphene", "vacancy-1C"),
+        ("double-vacancy", "graphene", "divacancy-C"),
+        ("antisite-W-2Se", "WSe2", "antisite-W-2Se"),
+    ],
+)
+def test_everyday_names_of_defects(name, material, kind):
+    assert shorthand.defect_kind(name, material) == kind
+
+
+def test_find_makes_the_recipe_that_run_would_take():
+    recipe = shorthand.recipe_for("wse2", ["Se-vacancy", "double-Se-vacancy"], ["seed=3"])
+    assert recipe.specimen.defects == {"vacancy-1Se": 0.03, "vacancy-2Se": 0.008}
+    assert (recipe.name, recipe.seed) == ("wse2", 3)
+    assert shorthand.recipe_for("MoTe2").specimen.defects.keys() == {"vacancy-1Te", "vacancy-2Te"}
+    platinum = shorthand.recipe_for("single-atoms", ["Pt"])
+    assert (platinum.specimen.element, platinum.specimen.defects) == ("Pt", {"Pt": 1.0})
+    assert (
+        shorthand.recipe_for("graphene", ["Si"]).sampling_A == shorthand.load_recipe("graphene-si").sampling_A
+    )
+    for material, defects, expected in (
+        ("WSe3", [], "WSe2"), ("WSe2", ["vacancy"], "Se-vacancy"), ("WSe2", ["holes"], "vacancy-1Se"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=expected):
+            shorthand.recipe_for(material, defects)
+
+
+@pytest.mark.parametrize("name", ["wse2", "mos2", "graphene-si", "srtio3", "single-atoms"])
+def test_built_in_recipes_can_be_run(name):
+    shorthand.check_recipe(shorthand.load_recipe(name))
+
+
+# --------------------------------------------------------------------------------------------- single steps
+
+
+def test_steps_from_simulation_to_found_sites(capsys, tmp_path):
+    library, truth, model, found = (tmp_path / n for n in ("lib.zarr", "truth", "d.safetensors", "found"))
+    defects = 'specimen.defects={ "vacancy-2Se" = 0.12 }'
+    words = ["simulate", "--noise-free", "--set", defects, "--quiet"]
+    assert main([*words, "--n", "20", "--size-px", "72", "--out", str(library)]) == 0
+    assert main([*words, "--n", "2", "--size-px", "120", "--seed", "5", "--out", str(truth)]) == 0
+    small = [f"--set=detect.{c}" for c in ("steps=80", "patch_px=64", "width=16", "batch=4")]
+    assert main(["detect", "fit", "--library", str(library), "--out", str(model), *small, "--quiet"]) == 0
+    assert main(["detect", "apply", str(model), str(truth), "--out", str(found)]) == 0
+    capsys.readouterr()
+    table = pd.read_csv(found / "defects.csv")
+    assert list(table.columns[:5]) == ["image", "x_px", "y_px", "kind", "confidence"]
+    assert set(table["kind"]) == {"vacancy-2Se"}
+    score = evaluated(
+        capsys, found / "defects.csv", truth / "sites.csv", "--tolerance", "1", "--pixel-size", "0.2",
+        "--kind", "vacancy-2Se", "--border", "1", "--size", "120", "120",
+    )  # fmt: skip
+    assert score["recall"] >= 0.7
+    assert len(list(found.glob("*.png"))) == 2
+
+    for path, step in ((library, "simulate"), (truth / "simulated-0000.tif", "simulate"),
+                       (found / "simulated-0000.tif.png", "detect")):  # fmt: skip
+        assert main(["provenance", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["step"] == step
+    assert "exists already" in fails(capsys, *words, "--n", "2", "--out", library)
+
+
+def test_translating_keeps_a_librarys_labels(capsys, tmp_path):
+    from micrographia.library import ImageLibrary
+
+    library, model, translated = tmp_path / "lib.zarr", tmp_path / "t.safetensors", tmp_path / "t.zarr"
+    assert main(["simulate", "--n", "4", "--size-px", "64", "--out", str(library)]) == 0
+    assert (
+        main(["simulate", "--n", "2", "--size-px", "100", "--seed", "9", "--out", str(tmp_path / "real")])
+        == 0
+    )
+    small = [f"--set=translate.{c}" for c in ("steps=2", "patch_px=64", "batch=1", "width=8", "blocks=1")]
+    words = ["--library", str(library), "--images", str(tmp_path / "real"), "--out", str(model)]
+    assert main(["translate", "fit", *words, *small, "--quiet"]) == 0
+    assert main(["translate", "apply", str(model), str(library), "--out", str(translated)]) == 0
+    before, after = ImageLibrary.open(library), ImageLibrary.open(translated)
+    assert (before.load()[1] == after.load()[1]).all()
+    pd.testing.assert_frame_equal(before.sites, after.sites)
+    assert not np.allclose(before.load()[0], after.load()[0])
+    assert after.metadata["step"] == "translate"
+    assert (
+        main(["translate", "apply", str(model), str(tmp_path / "real"), "--out", str(tmp_path / "out")]) == 0
+    )
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
+        "simulated-0000.tif",
+        "simulated-0001.tif",
+    ]
+
+
+def test_inspect_writes_text_json_and_pictures(capsys, image):
+    pytest.importorskip("micrographia.plots.inspection")
+    out = image.parent / "looks"
+    assert main(["inspect", str(image), "--out", str(out)]) == 0
+    assert "square, 16.0" in capsys.readouterr().out
+    assert main(["provenance", str(out / "scan.tif.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == "inspect"
+    assert main(["inspect", str(image), "--json", "--pixel-size", "0.25"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["pixel_size_A"], told["pixel_size_source"], told["kind"]) == (0.25, "user", "square")
+    assert main(["provenance", str(image)]) == 0
+    assert "not generated" in capsys.readouterr().out
