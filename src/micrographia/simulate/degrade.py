@@ -196,7 +196,7 @@ def moved(x_px: np.ndarray, y_px: np.ndarray, displacement_px: np.ndarray) -> tu
     dx = np.convolve(np.pad(dx, 3, mode="edge"), kernel, mode="valid")
     dy = np.convolve(np.pad(dy, 3, mode="edge"), kernel, mode="valid")
     row = y_px.astype(float)
-    for _ in range(5):
+    for _ in range(20):
         row = y_px - np.interp(row, lines, dy)
     return x_px - np.interp(row, lines, dx), row
 
