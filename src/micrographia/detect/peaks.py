@@ -22,7 +22,8 @@ def find_peaks(
 
     A site is a local maximum within `radius_px` above `threshold`. Its position is the centroid of the
     confidence around the maximum; its confidence the value there. Where maxima of several kinds fall within
-    `radius_px` of each other, the most confident one stands for all.
+    `radius_px` of each other, the most confident one stands for all. Sites nearer to the border than
+    `radius_px` are left out: half of what tells them is not in the image.
 
     Parameters
     ----------
@@ -41,11 +42,11 @@ def find_peaks(
     offsets = np.arange(-reach, reach + 1)
     disc = np.hypot(*np.meshgrid(offsets, offsets)) <= radius_px + 0.25
     for kind, confidence in zip(kinds, maps, strict=True):
+        inside = np.zeros(confidence.shape, dtype=bool)
+        inside[reach:-reach, reach:-reach] = True
         smooth = ndimage.gaussian_filter(confidence, 0.35 * radius_px, mode="nearest")
-        top = (smooth == ndimage.maximum_filter(smooth, footprint=disc, mode="nearest")) & (
-            confidence > threshold
-        )
-        row, col = np.nonzero(top)
+        top = smooth == ndimage.maximum_filter(smooth, footprint=disc, mode="nearest")
+        row, col = np.nonzero(top & inside & (confidence > threshold))
         if not len(row):
             continue
         padded = np.pad(confidence, reach, mode="constant")

@@ -5,6 +5,7 @@ No pickle, so that opening a stranger's model runs no code; one file, so that a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -172,3 +173,12 @@ def _package_version() -> str:
         return version("micrographia")
     except PackageNotFoundError:  # run from a source tree that is not installed
         return "unknown"
+
+
+def weights_key(network: nn.Module) -> str:
+    """Return twelve hexadecimal digits that stand for a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -18,7 +18,7 @@ import pandas as pd
 from sklearn.neural_network import MLPRegressor
 
 from micrographia.errors import UserError
-from micrographia.metrics.distances import frechet_distance
+from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.degrade import NAMES, Conditions, from_unit
@@ -215,7 +215,7 @@ def _nearest(
     target = (np.clip(real, low, high) - centre) / spread
     held_out = np.arange(len(unit)) % 5 == 0
     model = MLPRegressor(
-        (96, 96),
+        hidden_layer_sizes=(96, 96),
         alpha=1e-3,
         learning_rate_init=2e-3,
         batch_size=64,
@@ -242,5 +242,4 @@ def _reflect(unit: np.ndarray) -> np.ndarray:
 
 
 def _standardised_frechet(real: np.ndarray, other: np.ndarray) -> float:
-    scale = real.std(axis=0) + 1e-6 * (np.abs(real).mean(axis=0) + 1)
-    return float(frechet_distance(real / scale, other / scale))
+    return float(frechet_distance(*standardise(real, other)))

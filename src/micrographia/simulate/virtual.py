@@ -42,7 +42,7 @@ DAYS = {
     "day-a": Day(
         Conditions(
             defocus_A=(-15.0, 25.0), astigmatism_A=(5.0, 15.0), coma_A=(50.0, 250.0),
-            threefold_A=(50.0, 200.0), source_size_A=(0.85, 1.05), counts_per_A2=(70.0, 130.0),
+            threefold_A=(50.0, 200.0), source_size_A=(0.85, 1.05), counts_per_A2=(100.0, 170.0),
             background=(0.25, 0.4), readout=(0.08, 0.12), blur_px=(0.2, 0.35), afterglow_px=(0.4, 0.7),
             line_jitter_A=(0.06, 0.1), slow_jitter_A=(0.15, 0.5), line_gain=(0.01, 0.03),
             contamination=(0.1, 0.4), contamination_length_A=(12.0, 30.0), speckle=(0.08, 0.16),
@@ -53,7 +53,7 @@ DAYS = {
     "day-b": Day(
         Conditions(
             defocus_A=(-10.0, 10.0), astigmatism_A=(0.0, 8.0), coma_A=(0.0, 120.0), threefold_A=(0.0, 100.0),
-            source_size_A=(0.7, 0.85), counts_per_A2=(220.0, 400.0), background=(0.1, 0.2),
+            source_size_A=(0.7, 0.85), counts_per_A2=(120.0, 200.0), background=(0.1, 0.2),
             readout=(0.04, 0.07), blur_px=(0.15, 0.3), afterglow_px=(0.2, 0.4), line_jitter_A=(0.03, 0.06),
             slow_jitter_A=(0.1, 0.3), line_gain=(0.005, 0.02), contamination=(0.0, 0.2),
             contamination_length_A=(15.0, 40.0), speckle=(0.03, 0.08), speckle_length_A=(0.8, 1.4),

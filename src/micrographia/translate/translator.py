@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from micrographia.errors import UserError
-from micrographia.metrics.distances import frechet_distance, histogram_kl
+from micrographia.metrics.distances import frechet_distance, histogram_kl, standardise
 from micrographia.metrics.features import physical_features
 from micrographia.micrograph import robust_scale
 from micrographia.nets.weights import load_model, save_model
@@ -79,7 +79,6 @@ class Translator:
             config, _crops(sim, config.patch_px, 128, rng), _crops(exp, config.patch_px, 128, rng), seed
         )
         real = physical_features(fixed_exp[:, 0].numpy(), self.pixel_size_A)
-        scale = real.std(axis=0) + 1e-6 * (1 + np.abs(real).mean(axis=0))
 
         def batches(step: int) -> tuple[Tensor, Tensor]:
             draw = np.random.default_rng([seed, step])
@@ -94,7 +93,7 @@ class Translator:
             if watch is not None:
                 watch(step, Watch(fixed_sim[:, 0].numpy(), translated.numpy(), fixed_exp[:, 0].numpy()))
             return {
-                "frechet": float(frechet_distance(real / scale, features / scale)),
+                "frechet": float(frechet_distance(*standardise(real, features))),
                 "kl": histogram_kl(fixed_exp[:, 0].numpy(), translated.numpy()),
             }
 
