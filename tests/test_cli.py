@@ -280,6 +280,9 @@ def test_interrupts_say_how_to_go_on(capsys, image, tmp_path, monkeypatch):
     out = tmp_path / "a b"
     error = fails(capsys, "run", "wse2", "--images", image, "--out", out, code=130)
     assert error.strip().endswith(f"run wse2 --images {image} --out '{out}' --resume")
+    monkeypatch.setattr("micrographia.workflows.steps.fit_detector", broken_evaluate(KeyboardInterrupt()))
+    error = fails(capsys, "detect", "fit", "--library", "l.zarr", "--out", "d", code=130)
+    assert error.strip().endswith("detect fit --library l.zarr --out d")
 
 
 def test_as_a_process(tables):

@@ -121,6 +121,7 @@ def _find(recipe: Any, arguments: argparse.Namespace) -> None:
     from micrographia.workflows import shorthand
 
     shorthand.check_recipe(recipe)
+    # A recipe that cannot be run fails before the rest is loaded.
     from micrographia.workflows.find import find_defects
 
     out = arguments.out or Path(f"micrographia-{recipe.name}")

@@ -77,8 +77,7 @@ def _run(words: list[str]) -> int:
         return 0
     if not hasattr(arguments, "run"):
         # A group without its command (nothing at all, or `translate`) shows what there is.
-        group = words[0] if words and words[0] in ("translate", "detect") else None
-        parser.parse_args([group, "--help"] if group else ["--help"])
+        parser.parse_args([*words, "--help"])
     arguments.run(arguments)
     sys.stdout.flush()
     return 0
@@ -94,11 +93,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _how_to_resume(words: list[str]) -> str:
-    resumable = {"run", "find", "demo"} & set(words[:1])
-    if not resumable:
+    command = [word for word in words if not word.startswith("-")][:2]
+    again = list(words)
+    if command[:1] in (["run"], ["find"], ["demo"]):
+        again += [] if "--resume" in words else ["--resume"]
+    elif command[1:] != ["fit"]:
         return "micrographia: interrupted; nothing was left half-written."
-    again = shlex.join([*words, *([] if "--resume" in words else ["--resume"])])
-    return f"micrographia: interrupted; what was done is saved. Continue with: micrographia {again}"
+    return f"micrographia: interrupted; what was done is saved. Go on with: micrographia {shlex.join(again)}"
 
 
 if __name__ == "__main__":
