@@ -13,6 +13,7 @@ from torch import Tensor
 
 from micrographia.detect.network import ResidualUNet, balanced_loss, class_weights
 from micrographia.detect.peaks import find_peaks
+from micrographia.detect.prevalence import adapt
 from micrographia.errors import UserError
 from micrographia.metrics.calibration import Calibration, fit_calibration
 from micrographia.metrics.matching import best_threshold, match_sites, precision_recall_curve
@@ -101,6 +102,8 @@ class DefectFinder:
         self.validation: pd.DataFrame | None = None
         """Every site found in the validation images: raw ``confidence`` and whether it is ``true``."""
         self.validation_scores: dict[str, float] = {}
+        self.density_per_A2: dict[str, float] = {}
+        """Expected sites of each kind per area of the validation images, for `prevalence.adapt`."""
 
     # ------------------------------------------------------------------------------------------------- learn
 
@@ -184,10 +187,20 @@ class DefectFinder:
             found.append(peaks)
             truth.append(true)
         self.validation = pd.concat(rows, ignore_index=True)
+        if not self.validation["true"].any():
+            raise UserError(
+                "detect: after training, no labelled site was found in the validation images; train longer "
+                "(detect.steps), or give images in which the defects can be seen."
+            )
         if self.validation["true"].nunique() == 2:
             self.calibration = fit_calibration(
                 self.validation["confidence"].to_numpy(), self.validation["true"].to_numpy()
             )
+        area_A2 = scaled.size * self.pixel_size_A**2
+        chance = self._calibrated(self.validation["confidence"].to_numpy())
+        for kind in self.kinds:
+            own = (self.validation["kind"] == kind).to_numpy()
+            self.density_per_A2[kind] = float(chance[own].sum() / area_A2)
         curve = precision_recall_curve(concat_sites(found), concat_sites(truth), tolerance_px)
         self.threshold = float(np.clip(best_threshold(curve), FAINTEST, 0.95))
         best = curve.iloc[(curve["threshold"] - self.threshold).abs().argmin()]
@@ -237,29 +250,68 @@ class DefectFinder:
             sites["uncertainty"] = maps[:, channel, rows, cols].std(axis=0, ddof=1)
         return sites
 
+    def _calibrated(self, confidence: np.ndarray) -> np.ndarray:
+        return self.calibration.apply(confidence) if self.calibration is not None else confidence
+
+    def candidates(self, micrograph: Micrograph, device: str = "auto") -> pd.DataFrame:
+        """Return every possible site of one image, however doubtful, with raw and calibrated confidence.
+
+        Returns
+        -------
+        DataFrame
+            ``image, x_px, y_px, kind, confidence, raw_confidence`` (``uncertainty`` with an ensemble);
+            positions in the pixels of `micrograph`.
+        """
+        at_work = micrograph.resampled(self.pixel_size_A)
+        sites = self._peaks(robust_scale(at_work.data)[0], micrograph.name, device)
+        ratio = self.pixel_size_A / float(micrograph.pixel_size_A or self.pixel_size_A)
+        raw = sites["confidence"].to_numpy()
+        return sites.assign(
+            x_px=sites["x_px"] * ratio,
+            y_px=sites["y_px"] * ratio,
+            confidence=self._calibrated(raw),
+            raw_confidence=raw,
+        )
+
     def find(
         self, micrograph: Micrograph, threshold: float | None = None, device: str = "auto"
     ) -> pd.DataFrame:
         """Find the sites in one image of any size and pixel size.
 
+        Parameters
+        ----------
+        threshold : float, optional
+            On the raw confidence; by default the one that served best on the validation images.
+
         Returns
         -------
         DataFrame
-            ``image, x_px, y_px, kind, confidence`` (``uncertainty`` with an ensemble); positions in the
-            pixels of `micrograph`; confidence = calibrated probability that the site is real, as far as the
-            training images resemble this one.
+            As :meth:`candidates`. The confidence is the chance that a site is real if the image is like the
+            training images, in the frequency of its defects, too; :meth:`find_all` drops that last condition.
         """
-        at_work = micrograph.resampled(self.pixel_size_A)
-        sites = self._peaks(robust_scale(at_work.data)[0], micrograph.name, device)
-        sites = sites[sites["confidence"] >= (self.threshold if threshold is None else threshold)]
-        ratio = self.pixel_size_A / float(micrograph.pixel_size_A or self.pixel_size_A)
-        sites = sites.assign(x_px=sites["x_px"] * ratio, y_px=sites["y_px"] * ratio)
-        if self.calibration is not None:
-            sites = sites.assign(
-                raw_confidence=sites["confidence"],
-                confidence=self.calibration.apply(sites["confidence"].to_numpy()),
-            )
-        return sites.reset_index(drop=True)
+        sites = self.candidates(micrograph, device)
+        limit = self.threshold if threshold is None else threshold
+        return sites[sites["raw_confidence"] >= limit].reset_index(drop=True)
+
+    def find_all(
+        self, micrographs: Sequence[Micrograph], device: str = "auto"
+    ) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+        """Find the sites in images of one kind, adapted to how rare they are there (see `prevalence`).
+
+        Returns
+        -------
+        sites : DataFrame
+            What was found: candidates at least as confident as the threshold.
+        candidates : DataFrame
+            All of them, with adapted confidence.
+        threshold : float
+            On the adapted confidence.
+        """
+        tables = [self.candidates(m, device) for m in micrographs]
+        area = sum(m.data.size * float(m.pixel_size_A or self.pixel_size_A) ** 2 for m in micrographs)
+        candidates, threshold, _ = adapt(concat_sites(tables), area, self.density_per_A2)
+        found = candidates[candidates["confidence"] >= threshold].reset_index(drop=True)
+        return found, candidates, threshold
 
     # ------------------------------------------------------------------------------------------ save and load
 
@@ -270,6 +322,7 @@ class DefectFinder:
             "others": self.others,
             "pixel_size_A": self.pixel_size_A,
             "config": asdict(self.config),
+            "density_per_A2": self.density_per_A2,
             "log_weights": self.log_weights.tolist(),
             "threshold": self.threshold,
             "calibration": self.calibration.to_dict() if self.calibration else None,
@@ -287,6 +340,7 @@ class DefectFinder:
             settings["pixel_size_A"],
             DetectConfig(**settings["config"]),
         )
+        finder.density_per_A2 = settings["density_per_A2"]
         finder.log_weights = torch.tensor(settings["log_weights"])
         finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
         if settings["calibration"]:

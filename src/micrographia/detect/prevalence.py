@@ -1,10 +1,10 @@
-"""Confidence and threshold for images whose defects are rarer, or more frequent, than the training images'.
+"""Confidence and threshold for images whose defects are rarer, or more frequent, than in training.
 
-A detector learns best from many defects; real crystals hold few. The chance that a site is real changes with that,
-and so does the threshold that serves F1 best. Both follow without labels: expectation-maximisation over the found
-sites estimates how frequent each kind is (Saerens, Latinne & Decaestecker, Neural Comput. 14, 21, 2002), the odds
-of every site are multiplied by the ratio to training, and the threshold maximises the expected F1 (Lipton, Elkan &
-Naryanaswamy, ECML 2014).
+A detector learns best from many defects; real crystals hold few. The chance that a site is real changes with
+that, and so does the threshold that serves F1 best. Both follow without labels: expectation-maximisation over
+the found sites estimates how frequent each kind is (Saerens, Latinne & Decaestecker, Neural Comput. 14, 21,
+2002), the odds of every site are multiplied by the ratio to training, and the threshold maximises the expected
+F1 (Lipton, Elkan & Naryanaswamy, ECML 2014).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-#: Bounds of the frequency of a kind in the images relative to training. Beyond them the images are of another kind.
+#: Bounds of a kind's frequency in the images relative to training; beyond them the images are another matter.
 RATIO_BOUNDS = (0.02, 2.0)
 #: No site below this chance is reported, however few there are.
 LEAST_CHANCE = 0.3
@@ -61,7 +61,7 @@ def adapt(
 
 
 def best_expected_f1(chance: np.ndarray) -> float:
-    """Return the threshold on calibrated chances that maximises the expected F1, ``2 E[TP] / (n + E[all])``."""
+    """Return the threshold on calibrated chances with the best expected F1, ``2 E[TP] / (n + E[all])``."""
     if len(chance) == 0:
         return 0.5
     ordered = np.sort(chance)[::-1]
