@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from micrographia.sites import concat_sites, make_sites
 
@@ -20,10 +21,10 @@ def find_peaks(
 ) -> pd.DataFrame:
     """Locate the sites in the confidence maps of one image.
 
-    A site is a local maximum within `radius_px` above `threshold`. Its position is the centroid of the
-    confidence around the maximum; its confidence the value there. Where maxima of several kinds fall within
-    `radius_px` of each other, the most confident one stands for all. Sites nearer to the border than
-    `radius_px` are left out: half of what tells them is not in the image.
+    A site is a local maximum of the smoothed confidence within `radius_px`, above `threshold`. Its position
+    is the vertex of the parabolas through the maximum and its neighbours; its confidence the value there.
+    Where maxima of several kinds fall within `radius_px` of each other, the most confident one stands for
+    all. Sites nearer to the border than `radius_px` are left out: half of what tells them is not in the image.
 
     Parameters
     ----------
@@ -47,26 +48,29 @@ def find_peaks(
         smooth = ndimage.gaussian_filter(confidence, 0.35 * radius_px, mode="nearest")
         top = smooth == ndimage.maximum_filter(smooth, footprint=disc, mode="nearest")
         row, col = np.nonzero(top & inside & (confidence > threshold))
-        if not len(row):
-            continue
-        padded = np.pad(confidence, reach, mode="constant")
-        windows = padded[
-            row[:, None, None] + offsets[:, None] + reach, col[:, None, None] + offsets[None, :] + reach
-        ]
-        weight = windows * disc
-        total = weight.sum(axis=(1, 2))
-        dy = (weight * offsets[:, None]).sum(axis=(1, 2)) / total
-        dx = (weight * offsets[None, :]).sum(axis=(1, 2)) / total
-        tables.append(make_sites(image, col + dx, row + dy, kind, confidence[row, col]))
+        here = smooth[row, col]
+        dy, bend_y = _vertex(smooth[row - 1, col], here, smooth[row + 1, col])
+        dx, bend_x = _vertex(smooth[row, col - 1], here, smooth[row, col + 1])
+        peaked = bend_x + bend_y > 1e-4  # every pixel of a flat region equals its maximum
+        x, y = (col + dx)[peaked], (row + dy)[peaked]
+        tables.append(make_sites(image, x, y, kind, confidence[row, col][peaked]))
     return suppress_neighbours(concat_sites(tables), radius_px)
+
+
+def _vertex(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the parabola through three neighbouring values has its top, and how strongly it bends."""
+    bend = 2 * here - before - after
+    return 0.5 * (after - before) / np.maximum(bend, 1e-9), bend
 
 
 def suppress_neighbours(sites: pd.DataFrame, radius_px: float) -> pd.DataFrame:
     """Keep, of sites closer than `radius_px` in one image, only the most confident."""
     sites = sites.sort_values("confidence", ascending=False, ignore_index=True)
-    xy = sites[["x_px", "y_px"]].to_numpy()
     keep = np.ones(len(sites), dtype=bool)
-    for i in range(1, len(sites)):
-        near = np.hypot(*(xy[:i] - xy[i]).T) < radius_px
-        keep[i] = not np.any(near & keep[:i])
+    if len(sites):
+        xy = sites[["x_px", "y_px"]].to_numpy(float)
+        tree = cKDTree(xy)
+        for i, near in enumerate(tree.query_ball_point(xy, radius_px)):
+            if keep[i]:
+                keep[[j for j in near if j > i]] = False
     return sites[keep].reset_index(drop=True)

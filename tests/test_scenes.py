@@ -1,0 +1,165 @@
+import multiprocessing
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from micrographia.errors import UserError
+from micrographia.simulate import scenes
+from micrographia.simulate.degrade import Conditions, draw_conditions, narrowed
+from micrographia.simulate.probe import Optics
+from micrographia.simulate.scenes import Specimen, draw_scene, label_maps, simulate_series
+
+OPTICS = Optics()
+PIXEL_A = 0.2
+SPECIMEN = Specimen(defects={"vacancy-1Se": 0.1, "vacancy-2Se": 0.05})
+
+
+def _series(n: int, seed: int = 7, noisy: bool = True, **options):
+    drawn = draw_conditions(Conditions(), 40, np.random.default_rng(1)) if noisy else None
+    conditions = {k: v[:n] for k, v in drawn.items()} if drawn else None
+    return simulate_series(SPECIMEN, OPTICS, n, (48, 64), PIXEL_A, seed, conditions, **options)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_an_image_does_not_depend_on_how_many_follow(noisy):
+    few, many = _series(3, noisy=noisy), _series(19, noisy=noisy)
+    assert few[0].shape == (3, 48, 64)
+    np.testing.assert_allclose(few[0], many[0][:3], atol=1e-6)
+    np.testing.assert_allclose(few[1], many[1][:3], atol=1e-6)
+    pd.testing.assert_frame_equal(few[2], many[2][many[2]["index"] < 3].reset_index(drop=True))
+
+
+def test_an_image_does_not_depend_on_the_number_of_processes(monkeypatch):
+    started = []
+
+    class Pool(scenes.ProcessPoolExecutor):
+        def __init__(self, workers, context, *rest):
+            started.append((workers, context.get_start_method()))
+            super().__init__(workers, context, *rest)
+
+    monkeypatch.setattr(scenes, "GROUP", 2)
+    monkeypatch.setattr(scenes, "ProcessPoolExecutor", Pool)
+    alone, together = _series(16, workers=1), _series(16, workers=2)
+    assert started == [(2, "spawn")]
+    np.testing.assert_allclose(alone[0], together[0], atol=1e-6)
+    pd.testing.assert_frame_equal(alone[2], together[2])
+    assert not multiprocessing.active_children()
+
+
+def test_another_seed_gives_other_scenes_and_every_image_is_another():
+    one, two = _series(2, seed=1)[0], _series(2, seed=2)[0]
+    assert np.abs(one - two).max() > 0.1
+    assert np.abs(one[0] - one[1]).max() > 0.1
+
+
+def test_sites_lie_inside_the_images_and_atoms_fill_them():
+    _, _, sites = _series(16)
+    assert sites["x_px"].between(-0.5, 63.5).all()
+    assert sites["y_px"].between(-0.5, 47.5).all()
+    assert set(sites["kind"]) == {"vacancy-1Se", "vacancy-2Se", "column-W", "column-Se"}
+    # Monolayer WSe2: a = 3.28 Å, one W and one Se2 column per cell of 9.32 Å².
+    expected = 2 * 48 * 64 * PIXEL_A**2 / 9.32
+    assert len(sites) / 16 == pytest.approx(expected, rel=0.1)
+
+
+def _brightness(images: np.ndarray, sites: pd.DataFrame, kind: str) -> np.ndarray:
+    rows = sites[
+        (sites["kind"] == kind) & sites["x_px"].between(2, 61) & sites["y_px"].between(2, 45)
+    ]  # not at the border
+    x, y = rows["x_px"].round().astype(int), rows["y_px"].round().astype(int)
+    return images[rows["index"].to_numpy(int), y, x]
+
+
+def test_labels_sit_on_the_atoms_that_they_name():
+    images, _, sites = _series(16, noisy=False)
+    se, w, one, two = (
+        _brightness(images, sites, k) for k in ("column-Se", "column-W", "vacancy-1Se", "vacancy-2Se")
+    )
+    assert min(map(len, (se, w, one, two))) > 5
+    assert np.median(w) > np.median(se) > np.median(one) > np.median(two)
+    assert se.min() > one.max()  # no vacancy is mistaken
+    # An intact column is a maximum of the image: brighter than places half way to its neighbours.
+    assert np.median(se) > 1.2 * np.median(images)
+    assert two.max() < np.median(images)
+
+
+def test_labels_follow_the_scan_in_degraded_images():
+    quiet = narrowed(
+        Conditions(), counts_per_A2=1e5, readout=1e-6, contamination=0.0, speckle=0.0, afterglow_px=0.0,
+        line_gain=0.0, slow_jitter_A=0.5, line_jitter_A=0.02, defocus_A=0.0, coma_A=0.0, threefold_A=0.0,
+        astigmatism_A=0.0,
+    )  # fmt: skip
+    drawn = draw_conditions(quiet, 16, np.random.default_rng(0))
+    images, clean, sites = simulate_series(SPECIMEN, OPTICS, 16, (48, 64), PIXEL_A, 3, drawn)
+    for stack in (images, clean / clean.mean(axis=(1, 2), keepdims=True)):
+        se, one, two = (_brightness(stack, sites, k) for k in ("column-Se", "vacancy-1Se", "vacancy-2Se"))
+        assert np.quantile(se, 0.1) > np.median(one)
+        assert np.median(one) > np.median(two)
+
+
+def test_clean_images_are_the_degraded_ones_without_their_noise():
+    images, clean, _ = _series(16)
+    for image, truth in zip(images, clean, strict=True):
+        assert image.shape == truth.shape
+        assert np.isfinite(image).all()
+    correlation = [np.corrcoef(i.ravel(), c.ravel())[0, 1] for i, c in zip(images, clean, strict=True)]
+    assert np.median(correlation) > 0.2
+
+
+def test_a_scene_covers_its_field_and_lists_each_column_once():
+    scene = draw_scene(SPECIMEN, (30.0, 20.0), np.random.default_rng(0))
+    assert scene.x_A.min() < 1
+    assert scene.x_A.max() > 29
+    assert scene.y_A.max() > 19
+    xy = scene.sites[["x_A", "y_A"]].to_numpy()
+    distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1)) + 10 * np.eye(len(xy))
+    assert distance.min() > 1
+
+
+def test_single_atoms_are_all_of_the_named_element():
+    specimen = Specimen("single-atoms", {"Pt": 1.0}, element="Pt", atoms_per_nm2=(1.0, 1.0))
+    images, _, sites = simulate_series(specimen, OPTICS, 2, (128, 128), 0.3, 0)
+    assert set(sites["kind"]) == {"Pt"}
+    assert len(sites) / 2 == pytest.approx((128 * 0.03) ** 2, rel=0.5)
+    here = images[sites["index"], sites["y_px"].round().astype(int), sites["x_px"].round().astype(int)]
+    assert here.min() > np.median(images)
+
+
+def test_label_discs_have_their_area_and_their_map():
+    sites = pd.DataFrame(
+        {
+            "index": [0, 1, 1],
+            "x_px": [20.3, 10.0, 30.0],
+            "y_px": [15.7, 20.0, 20.0],
+            "kind": ["a", "b", "other"],
+        }
+    )
+    maps = label_maps(sites, ["a", "b"], 2, (40, 48), 4.0)
+    assert maps.shape == (2, 2, 40, 48)
+    assert maps.dtype == np.uint8
+    for i, k in ((0, 0), (1, 1)):
+        assert maps[i, k].sum() / 255 == pytest.approx(np.pi * 4**2, rel=0.03)
+    assert not maps[0, 1].any()
+    assert not maps[1, 0].any()
+    row, column = np.average(np.indices((40, 48)).reshape(2, -1), axis=1, weights=maps[0, 0].ravel())
+    assert (column, row) == (pytest.approx(20.3, abs=0.05), pytest.approx(15.7, abs=0.05))
+
+
+def test_discs_that_overlap_do_not_exceed_one_and_no_site_is_no_disc():
+    pair = pd.DataFrame({"index": [0, 0], "x_px": [20.0, 22.0], "y_px": [20.0, 20.0], "kind": ["a", "a"]})
+    assert label_maps(pair, ["a"], 1, (40, 40), 5.0).max() == 255
+    assert not label_maps(pair.iloc[:0], ["a"], 1, (40, 40), 5.0).any()
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.5, float("nan")])
+def test_impossible_concentrations_are_refused(value):
+    with pytest.raises(UserError, match="vacancy-1Se"):
+        Specimen(defects={"vacancy-1Se": value})
+
+
+def test_impossible_specimens_and_numbers_are_refused():
+    with pytest.raises(UserError, match="strain"):
+        Specimen(strain=-0.1)
+    with pytest.raises(UserError, match="at least 1"):
+        _series(0)
