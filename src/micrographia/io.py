@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from micrographia.errors import UserError
 from micrographia.files import atomic_path, find_files, unique_names
@@ -16,8 +17,10 @@ from micrographia.formats import FOLDER_SUFFIXES, read_signals
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.signals import Signal, calibration_from_json, microscope_from_json, told_json
 
-__all__ = ["atomic_path", "read_folder", "read_images", "read_provenance", "write_image"]
+__all__ = ["atomic_path", "read_folder", "read_images", "read_provenance", "write_image", "write_marked"]
 
+#: Colours of the markers in HyperSpy files, told apart by colour-blind eyes, too.
+MARKER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#56b4e9")
 #: Edges of a pixel that differ by more than this share are told in the metadata.
 _SQUARE_WITHIN = 0.005
 
@@ -265,7 +268,31 @@ def _write_npy(path: Path, micrograph: Micrograph, description: str) -> None:
     np.save(path, micrograph.data)
 
 
-def _write_hspy(path: Path, micrograph: Micrograph, description: str) -> None:
+def write_marked(path: str | Path, micrograph: Micrograph, sites: pd.DataFrame) -> None:
+    """Write an image ``.hspy`` with its sites as HyperSpy markers, one set per kind.
+
+    `hyperspy.api.load(path).plot()` shows them; HyperSpy itself is not needed to write them.
+    """
+    scale = micrograph.pixel_size_A / 10 if micrograph.pixel_size_A else 1.0
+    markers = {}
+    for colour, (kind, own) in zip(MARKER_COLOURS * 10, sites.groupby("kind"), strict=False):
+        arguments = {
+            "offsets": np.c_[own["x_px"], own["y_px"]] * scale,
+            "sizes": np.array([10.0]),
+            "facecolor": "none",
+            "edgecolor": colour,
+        }
+        markers[str(kind)] = {
+            "class": "Points",
+            "name": str(kind),
+            "plot_on_signal": True,
+            "kwargs": arguments,
+        }
+    with atomic_path(path) as temporary:
+        _write_hspy(temporary, micrograph, "{}", markers)
+
+
+def _write_hspy(path: Path, micrograph: Micrograph, description: str, markers: dict | None = None) -> None:
     from rsciio.hspy import file_writer
 
     from micrographia import __version__
@@ -282,6 +309,7 @@ def _write_hspy(path: Path, micrograph: Micrograph, description: str) -> None:
             "General": {"title": micrograph.name},
             "Signal": {"signal_type": ""},
             "micrographia": description,
+            **({"Markers": markers} if markers else {}),
         },
         "original_metadata": {},
         "package_info": {"package": "micrographia", "package_version": __version__},

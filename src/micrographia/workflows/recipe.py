@@ -94,11 +94,11 @@ class Recipe:
 #: What each built-in recipe changes. Optics are nominal; fitted conditions vary about them.
 BUILT_IN: dict[str, dict[str, Any]] = {
     "wse2": {
-        "specimen": {"material": "WSe2", "defects": {"vacancy-1Se": 0.03, "vacancy-2Se": 0.008}},
+        "specimen": {"material": "WSe2", "defects": {"vacancy-1Se": 0.08, "vacancy-2Se": 0.04}},
         "optics": {"energy_keV": 80.0, "convergence_mrad": 25.2},
     },
     "mos2": {
-        "specimen": {"material": "MoS2", "defects": {"vacancy-1S": 0.03, "vacancy-2S": 0.008}},
+        "specimen": {"material": "MoS2", "defects": {"vacancy-1S": 0.08, "vacancy-2S": 0.04}},
         "optics": {"energy_keV": 60.0, "convergence_mrad": 31.0},
     },
     "graphene-si": {

@@ -1,0 +1,306 @@
+"""Journey 1: from a folder of unlabelled STEM images to located defects and a report of how far to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from micrographia.detect.finder import DefectFinder
+from micrographia.io import atomic_path, read_folder, write_image, write_marked
+from micrographia.metrics.calibration import expected_calibration_error, reliability_curve
+from micrographia.metrics.distances import compare_sets
+from micrographia.micrograph import Micrograph
+from micrographia.plots import figures
+from micrographia.plots.inspection import inspection_figure
+from micrographia.simulate.fit import FittedConditions, cut_patches
+from micrographia.sites import write_sites
+from micrographia.training.device import choose_device, set_threads
+from micrographia.workflows.recipe import Recipe
+from micrographia.workflows.report import Report, figure_png
+from micrographia.workflows.runfolder import RunFolder, versions
+from micrographia.workflows.scale import Scaled, decide_scale, scale_table
+from micrographia.workflows.stages import (
+    LabelledSet,
+    apply_stage,
+    detect_stage,
+    domain_reference,
+    fidelity_of,
+    fit_stage,
+    simulate_stage,
+    translate_stage,
+)
+
+Say = Callable[[str], None]
+#: Annotated pictures shown in the report; all are written to the run folder.
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that was learnt from one set of unlabelled images."""
+
+    experiment: list[Micrograph]
+    """The images at the working sampling."""
+    fitted: FittedConditions
+    clean: np.ndarray
+    sets: dict[str, LabelledSet]
+    """``simulated`` (fitted physics) and ``translated``."""
+    finder: DefectFinder
+    histories: dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class FindResult:
+    """What a run found."""
+
+    sites: pd.DataFrame
+    metrics: dict[str, Any]
+    folder: Path
+
+
+def find_defects(
+    images: Sequence[Path | str], recipe: Recipe, out: str | Path, resume: bool = False, say: Say = print
+) -> FindResult:
+    """Locate point defects in unlabelled images.
+
+    Parameters
+    ----------
+    images : files, folders or patterns
+    recipe : Recipe
+    out : path
+        The run folder; see `runfolder`. Afterwards it holds ``defects.csv``, ``metrics.json``, ``report.html``,
+        ``recipe.toml``, annotated images and the trained models.
+    resume : bool
+        Continue an earlier run of the same recipe.
+    say : callable
+        Told what is going on.
+
+    Raises
+    ------
+    UserError
+        Nothing readable, no pixel size, images too small, or a run folder of something else.
+    """
+    set_threads()
+    device = choose_device(recipe.device)
+    micrographs, failures = read_folder(images, recipe.pixel_size_A or None)
+    for path, reason in failures:
+        say(f"left out: {path}: {reason}")
+    scaled = decide_scale(micrographs, recipe)
+    run = RunFolder(out, recipe, resume)
+    say(f"{len(scaled)} images, device {device}, run folder {run.path}")
+    for s in scaled:
+        say(f"{s.image.name}: {s.image.pixel_size_A:.4g} Å per pixel, {s.why}")
+    training = learn(run, [s.image for s in scaled], recipe, say)
+    sites, candidates, threshold = training.finder.find_all([s.image for s in scaled], recipe.device)
+    metrics = judge(training, [s.image for s in scaled], recipe)
+    metrics |= {
+        "sites": len(sites),
+        "sites_by_kind": sites["kind"].value_counts().to_dict(),
+        "threshold": threshold,
+        "threshold_chosen": "maximises the expected F1 of the adapted confidences; no labels of the experiment used",
+        "border": f"sites within {recipe.detect.radius_A} Å of an image's edge are not reported",
+        "images_left_out": [[str(p), reason] for p, reason in failures],
+        "versions": versions(),
+        "seed": recipe.seed,
+    }
+    order = {s.image.name: float(s.image.pixel_size_A or np.nan) for s in scaled}
+    sites = sites.assign(pixel_size_A=sites["image"].map(order)).sort_values(
+        ["image", "confidence"], ascending=[True, False], ignore_index=True
+    )
+    write_sites(sites, run.path / "defects.csv")
+    write_sites(candidates, run.path / "candidates.csv")
+    run.write_json("metrics.json", metrics)
+    _annotate(run, scaled, sites, recipe)
+    write_report(run, scaled, sites, training, metrics, recipe)
+    say(f"{len(sites)} sites found; open {run.path / 'report.html'}")
+    return FindResult(sites, metrics, run.path)
+
+
+def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say) -> Training:
+    """Fit the physics, translate what it does not explain, and train the detector; no label is needed."""
+    experiment = [m.resampled(recipe.sampling_A) for m in images]
+    fitted = fit_stage(run, experiment, recipe, say)
+    simulated, clean = simulate_stage(run, recipe, "fitted", fitted, say)
+    sets = {"simulated": simulated}
+    histories = {}
+    if recipe.library.train_on != "fitted":
+        translator, histories["CycleGAN"] = translate_stage(run, simulated, experiment, recipe, say)
+        sets["translated"] = apply_stage(run, translator, simulated, recipe, say)
+    used = {"both": list(sets), "fitted": ["simulated"], "translated": ["translated"]}[
+        recipe.library.train_on
+    ]
+    finder, histories["detector"] = detect_stage(run, [sets[name] for name in used], recipe, say)
+    return Training(experiment, fitted, clean, sets, finder, histories)
+
+
+def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> dict[str, Any]:
+    """Measure realism, label fidelity, calibration and whether the images are like those trained on."""
+    patch = min([96, *(min(m.shape) for m in training.experiment), recipe.library.size_px])
+    real = cut_patches(training.experiment, patch, 300)
+    sets = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
+    distances = {}
+    for name, stack in sets.items():
+        other = cut_patches([Micrograph(image, recipe.sampling_A) for image in stack], patch, 300)
+        if min(len(real), len(other)) >= 8:
+            distances[name] = compare_sets(real, other, recipe.sampling_A, seed=recipe.seed)
+    domain = domain_reference(list(training.sets.values()), recipe)
+    domains = {m.name: asdict(domain.distance(m)) for m in training.experiment if min(m.shape) >= 64}
+    fidelity = {}
+    if "translated" in training.sets:
+        before, after = training.sets["simulated"], training.sets["translated"]
+        fidelity = {k: asdict(v) for k, v in fidelity_of(training.clean, before, after, recipe).items()}
+    validation = training.finder.validation
+    calibration = {}
+    if validation is not None and training.finder.calibration is not None:
+        chance = training.finder.calibration.apply(validation["confidence"].to_numpy())
+        calibration = {
+            "expected_calibration_error": expected_calibration_error(chance, validation["true"].to_numpy())
+        }
+    return {
+        "distance_to_experiment": distances,
+        "domain_distance": domains,
+        "outside_domain": [name for name, d in domains.items() if d["outside"]],
+        "label_fidelity": fidelity,
+        "score_on_training_domain": training.finder.validation_scores,
+        "calibration": calibration,
+        "fit": {
+            "frechet_prior": training.fitted.distance_before,
+            "frechet_fitted": training.fitted.distance_after,
+            "frechet_noise_floor": training.fitted.noise_floor,
+        },
+    }
+
+
+def _annotate(run: RunFolder, scaled: Sequence[Scaled], sites: pd.DataFrame, recipe: Recipe) -> None:
+    """Write each image with its sites as PNG, as calibrated TIFF, and as a HyperSpy file with markers."""
+    folder = run.path / "annotated"
+    folder.mkdir(exist_ok=True)
+    for s in scaled:
+        own = sites[sites["image"] == s.image.name]
+        stem = s.image.name.replace("/", "_").replace("#", "-")
+        with atomic_path(folder / f"{stem}.png") as temporary:
+            about = {"annotated": s.image.name, "recipe": recipe.name}
+            temporary.write_bytes(figure_png(figures.detections_figure(s.image, own), about))
+        write_image(folder / f"{stem}.calibrated.tif", s.image)
+        write_marked(folder / f"{stem}.hspy", s.image, own)
+
+
+def write_report(
+    run: RunFolder,
+    scaled: Sequence[Scaled],
+    sites: pd.DataFrame,
+    training: Training,
+    metrics: dict[str, Any],
+    recipe: Recipe,
+) -> None:
+    """Write the page that says what was found, how, and how far to trust it."""
+    report = Report(
+        f"Defects in {len(scaled)} images",
+        f"recipe {recipe.name}, {recipe.specimen.material}, seed {recipe.seed}",
+    )
+    found = report.section("What was found")
+    kinds = ", ".join(f"{n} {kind}" for kind, n in metrics["sites_by_kind"].items()) or "nothing"
+    found.text(
+        f"{kinds}. The threshold ({metrics['threshold']:.2f} on the confidence) was chosen without labels: it "
+        f"{metrics['threshold_chosen'].split(';')[0]}. {metrics['border'].capitalize()}."
+    )
+    outside = metrics["outside_domain"]
+    if outside:
+        found.warning(
+            f"{len(outside)} of {len(scaled)} images are unlike the images the detector was trained on: "
+            f"{', '.join(outside[:5])}. Do not trust what was found in them without a look."
+        )
+    for s in list(scaled)[:SHOWN]:
+        own = sites[sites["image"] == s.image.name]
+        found.figure(f"found-{_slug(s.image.name)}", figures.detections_figure(s.image, own), s.image.name)
+    found.table(
+        sites.groupby(["image", "kind"]).size().rename("sites").reset_index(), "Sites by image and kind"
+    )
+
+    real = report.section("Does the training data look like the experiment?")
+    first = training.experiment[0].data
+    rows = {
+        "noise-free": training.clean[0],
+        **{k: s.images[0] for k, s in training.sets.items()},
+        "experiment": first,
+    }
+    real.figure(
+        "comparison", figures.comparison_sheet(rows, recipe.sampling_A), "Images and their power spectra"
+    )
+    patch = min([96, *(min(m.shape) for m in training.experiment)])
+    stacks = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
+    stacks["experiment"] = cut_patches(training.experiment, patch, 200)
+    real.figure("histograms", figures.histogram_figure(stacks), "Intensity histograms")
+    real.figure("spectra", figures.radial_spectrum_figure(stacks, recipe.sampling_A), "Radial power spectra")
+    if metrics["distance_to_experiment"]:
+        real.table(
+            distance_table(metrics["distance_to_experiment"]),
+            "Distance to the experiment; the floor is real against real",
+        )
+    if metrics["label_fidelity"]:
+        real.table(fidelity_table(metrics["label_fidelity"]), "What the translation did to the labels")
+
+    fit = report.section("Fitted imaging conditions")
+    fit.text(
+        f"Fréchet distance of the physical features to the experiment: {training.fitted.distance_before:.0f} before, "
+        f"{training.fitted.distance_after:.0f} after the fit; between two halves of the experiment "
+        f"{training.fitted.noise_floor:.0f}."
+    )
+    fit.figure("conditions", figures.conditions_figure(training.fitted.table()), "Sought and fitted ranges")
+    fit.table(training.fitted.table(), "r2: how well a condition can be told from a patch at all")
+
+    learning = report.section("Training")
+    for name, history in training.histories.items():
+        learning.figure(f"training-{_slug(name)}", figures.loss_figure(history), name)
+    validation = training.finder.validation
+    scores = training.finder.validation_scores
+    if validation is not None and scores:
+        learning.text(
+            f"On simulated images held out: precision {scores['precision']:.3f}, recall {scores['recall']:.3f}, "
+            f"F1 {scores['f1']:.3f}. This is the score at home; it says little about the experiment by itself."
+        )
+        curve = reliability_curve(validation["confidence"].to_numpy(), validation["true"].to_numpy())
+        learning.figure(
+            "reliability", figures.reliability_figure(curve), "Raw confidence against the truth, held out"
+        )
+
+    looked = report.section("The images")
+    looked.table(scale_table(scaled), "Scale, lattice, resolution")
+    for s in list(scaled)[:2]:
+        if s.inspection is not None:
+            looked.figure(
+                f"inspection-{_slug(s.image.name)}", inspection_figure(s.image, s.inspection), s.image.name
+            )
+    report.write(run.path / "report.html")
+
+
+def distance_table(distances: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row per training set: FID, KID, KL, spectrum distance, precision, recall, with their floors."""
+    rows = []
+    for name, d in distances.items():
+        rows.append(
+            {"training set": name}
+            | {k: d[k] for k in ("fid", "kid", "histogram_kl", "spectrum_distance", "precision", "recall")}
+        )
+    last = next(iter(distances.values()))
+    floor = {
+        k: last.get(f"{k}_floor")
+        for k in ("fid", "kid", "histogram_kl", "spectrum_distance", "precision", "recall")
+    }
+    rows.append({"training set": f"noise floor (n = {last['n_real']}, {last['extractor']})"} | floor)
+    return pd.DataFrame(rows)
+
+
+def fidelity_table(fidelity: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row per kind of defect: displacements and the fractions filled in or invented."""
+    names = ("median_displacement_pm", "displacement_95_pm", "contrast_kept", "filled_in", "invented")
+    return pd.DataFrame([{"kind": kind} | {n: f[n] for n in names if n in f} for kind, f in fidelity.items()])
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-")

@@ -1,0 +1,95 @@
+"""Which pixel size an image really has: the user's, the file's, the lattice's, or an assumed one, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from micrographia.errors import UserError
+from micrographia.inspect import LATTICES, Inspection, inspect_image, spot_scale
+from micrographia.micrograph import Micrograph
+from micrographia.workflows.recipe import Recipe
+
+#: A lattice's word counts from this confidence on.
+SURE_LATTICE = 0.5
+#: A lattice that disagrees with the file by more than this factor is taken for another lattice.
+PLAUSIBLE_RATIO = 1.6
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """An image with the pixel size decided upon."""
+
+    image: Micrograph
+    inspection: Inspection | None
+    why: str
+
+
+def decide_scale(images: Sequence[Micrograph], recipe: Recipe) -> list[Scaled]:
+    """Decide on the pixel size of every image; see `Recipe.pixel_size_A` and `trust_lattice_percent`.
+
+    Raises
+    ------
+    UserError
+        An image has no pixel size and no lattice to derive one from.
+    """
+    material = recipe.specimen.material if recipe.specimen.material in LATTICES else None
+    return [_decide(image, recipe, material) for image in images]
+
+
+def _decide(image: Micrograph, recipe: Recipe, material: str | None) -> Scaled:
+    if recipe.pixel_size_A:
+        image = image.with_pixel_size(recipe.pixel_size_A, "user")
+    inspection = inspect_image(image, material) if material else None
+    from_lattice = None
+    if inspection is not None and inspection.confidence >= SURE_LATTICE:
+        from_lattice = inspection.lattice_pixel_size_A
+    if recipe.pixel_size_A:
+        told = f", though the lattice says {from_lattice:.4g} Å" if from_lattice else ""
+        return Scaled(image, inspection, f"given by the user{told}")
+    known = image.pixel_size_A
+    if known is not None and from_lattice is not None:
+        percent = 100 * (known / from_lattice - 1)
+        plausible = 1 / PLAUSIBLE_RATIO < known / from_lattice < PLAUSIBLE_RATIO
+        if plausible and abs(percent) > recipe.trust_lattice_percent:
+            why = f"from the lattice; the file says {known:.4g} Å, {percent:+.1f} %"
+            return Scaled(image.with_pixel_size(from_lattice, "lattice"), inspection, why)
+        return Scaled(
+            image, inspection, f"from the file; the lattice says {from_lattice:.4g} Å, {percent:+.1f} %"
+        )
+    if known is not None:
+        return Scaled(image, inspection, "from the file; no lattice to check it against")
+    if from_lattice is not None:
+        return Scaled(
+            image.with_pixel_size(from_lattice, "lattice"), inspection, "from the lattice; the file has none"
+        )
+    if recipe.typical_spot_A:
+        width_px = spot_scale(image.data)
+        if width_px:
+            why = f"assumed: spots of {width_px:.1f} px are taken to be {recipe.typical_spot_A} Å wide"
+            return Scaled(image.with_pixel_size(recipe.typical_spot_A / width_px, "assumed"), inspection, why)
+    looked = f" and no {material} lattice was found in it" if material else ""
+    raise UserError(f"{image.name}: the file has no pixel size{looked}; give it with --pixel-size (in Å).")
+
+
+def scale_table(scaled: Sequence[Scaled]) -> pd.DataFrame:
+    """Return one row per image: size, pixel size and where it comes from, lattice, resolution, noise, shear."""
+    rows = []
+    for s in scaled:
+        i = s.inspection
+        rows.append(
+            {
+                "image": s.image.name,
+                "pixels": f"{s.image.shape[1]} x {s.image.shape[0]}",
+                "pixel_size_A": s.image.pixel_size_A,
+                "pixel_size": s.why,
+                "lattice": i.kind if i else "",
+                "angle_deg": i.angle_deg if i else None,
+                "information_limit_pm": i.information_limit_pm if i else None,
+                "snr": i.snr if i else None,
+                "shear_percent": i.shear_percent if i else None,
+            }
+        )
+    return pd.DataFrame(rows)
