@@ -52,7 +52,7 @@ class ResidualUNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x, (height, width) = pad_to_multiple(x, self.multiple)
+        x, (height, width) = pad_to_multiple(x, self.multiple, least=2)
         x = self.stem(x)
         skips = []
         for stack, shrink in zip(self.encoder, self.downs, strict=True):

@@ -24,7 +24,8 @@ def find_peaks(
     A site is a local maximum of the smoothed confidence within `radius_px`, above `threshold`. Its position
     is the vertex of the parabolas through the maximum and its neighbours; its confidence the value there.
     Where maxima of several kinds fall within `radius_px` of each other, the most confident one stands for
-    all. Sites nearer to the border than `radius_px` are left out: half of what tells them is not in the image.
+    all. Sites nearer to the border than `radius_px` are left out: half of what tells them is not in the
+    image.
 
     Parameters
     ----------

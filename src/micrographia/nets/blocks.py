@@ -50,10 +50,13 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pad ``[N, C, H, W]`` at bottom and right by edge values to multiples; return it and the old size."""
+def pad_to_multiple(x: Tensor, multiple: int, least: int = 1) -> tuple[Tensor, tuple[int, int]]:
+    """Pad ``[N, C, H, W]`` at bottom and right by edge values to multiples; return it and the old size.
+
+    At least `least` multiples: reflection inside a network needs more than a single pixel.
+    """
     height, width = x.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
+    bottom, right = (max(-size % multiple, least * multiple - size) for size in (height, width))
     if bottom or right:
         x = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="replicate")
     return x, (height, width)

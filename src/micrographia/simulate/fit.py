@@ -154,14 +154,20 @@ def fit_conditions(
     Raises
     ------
     UserError
-        The images are smaller than a patch or have no common pixel size.
+        The images are smaller than a patch, hold only one, or have no common pixel size.
     """
     sizes = {m.pixel_size_A for m in experiment}
     if len(sizes) != 1 or None in sizes:
         raise UserError("fit: the images must share one known pixel size; resample them first.")
     pixel_size_A = float(sizes.pop())  # type: ignore[arg-type]
     patch_px = min([config.patch_px, *(min(m.shape) for m in experiment if min(m.shape) >= 48)])
-    real = physical_features(cut_patches(experiment, patch_px, config.max_patches), pixel_size_A)
+    patches = cut_patches(experiment, patch_px, config.max_patches)
+    if len(patches) < 2:
+        raise UserError(
+            f"fit: the images hold a single patch of {patch_px} x {patch_px} px, and a distribution needs at "
+            "least 2; give more or larger images, or a smaller fit.patch_px."
+        )
+    real = physical_features(patches, pixel_size_A)
 
     rng = np.random.default_rng([seed, 77])
     unit = rng.random((config.simulations, len(NAMES)))

@@ -32,7 +32,7 @@ class CompactGenerator(nn.Module):
         last.weight.data.mul_(0.1)  # start near the identity: labels are right from the first step
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        both, (height, width) = pad_to_multiple(torch.cat([x, z], dim=1), 2)
+        both, (height, width) = pad_to_multiple(torch.cat([x, z], dim=1), 2, least=3)
         return x + self.head(self.body(self.stem(both)))[..., :height, :width]
 
 
