@@ -11,11 +11,24 @@ from typing import Any
 
 #: Public name -> the module it lives in.
 _EXPORTS = {
+    "DefectFinder": "micrographia.detect.finder",
     "Micrograph": "micrographia.micrograph",
+    "Optics": "micrographia.simulate.probe",
+    "Recipe": "micrographia.workflows.recipe",
+    "Specimen": "micrographia.simulate.scenes",
+    "Translator": "micrographia.translate.translator",
     "UserError": "micrographia.errors",
+    "build_crystal": "micrographia.simulate.crystals",
+    "built_in": "micrographia.workflows.recipe",
+    "find_defects": "micrographia.workflows.find",
+    "inspect_image": "micrographia.inspect",
+    "load_recipe": "micrographia.workflows.recipe",
     "read_folder": "micrographia.io",
     "read_images": "micrographia.io",
     "read_sites": "micrographia.sites",
+    "score_sites": "micrographia.metrics.matching",
+    "simulate_image": "micrographia.simulate.imaging",
+    "simulate_series": "micrographia.simulate.scenes",
     "write_image": "micrographia.io",
     "write_sites": "micrographia.sites",
 }
