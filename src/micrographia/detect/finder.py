@@ -34,7 +34,7 @@ FAINTEST = 0.05
 class DetectConfig:
     """How the network that finds sites is built and trained."""
 
-    steps: int = 800
+    steps: int = 600
     """Training steps."""
     batch: int = 8
     """Patches per step."""
@@ -211,11 +211,11 @@ class DefectFinder:
     @torch.inference_mode()
     def confidence_maps(self, micrograph: Micrograph, device: str = "auto") -> np.ndarray:
         """Return ``[members, K, H, W]`` raw confidence at the working sampling."""
-        if not self.networks:
-            raise UserError("detect: this finder is not trained; call fit or load first.")
         return self._maps(robust_scale(micrograph.resampled(self.pixel_size_A).data)[0], device)
 
     def _maps(self, scaled: np.ndarray, device: str = "cpu") -> np.ndarray:
+        if not self.networks:
+            raise UserError("detect: this finder is not trained; call fit or load first.")
         where = choose_device(device)
         image = torch.from_numpy(np.ascontiguousarray(scaled))[None]
         turns = range(8) if self.config.symmetries else range(1)
