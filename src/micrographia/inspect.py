@@ -41,7 +41,9 @@ IDEAL_CELLS = {
 SYMMETRY_DEG = {"hexagonal": 60.0, "square": 90.0, "oblique": 180.0}
 #: How much more than one the ratio of the principal stretches may be by distortion; beyond it: oblique.
 MAX_ANISOTROPY = 0.25
-#: Deviation of the file's pixel size from the lattice's that is worth a warning.
+#: Evidence from which on a lattice is certain; noise reaches a third of it.
+SURE_EVIDENCE = 100.0
+#: Deviation of the file's pixel size from the lattice's that is worth a warning (if beyond three errors).
 PIXEL_SIZE_TOLERANCE = 0.02
 
 
@@ -55,13 +57,14 @@ class Inspection:
     kind : str
         ``"hexagonal"``, ``"square"``, ``"oblique"`` or ``"none"``.
     confidence : float
-        0 to 1: how sure it is that there is a lattice; the weight of the significant spots that belong to it,
-        less what noise would give.
+        0 to 1: which part of the significant spots belongs to the lattice, times its evidence up to a limit.
     vectors_px : float array ``[2, 2]`` or None
         a1, a2 as rows ``(x, y)`` in pixels, as measured; a2 is counter-clockwise from a1 on the screen, by
         about 120° (hexagonal) or 90° (square).
     lattice_constant_px : float or None
         Edge of the undistorted cell of the same area.
+    lattice_error_percent : float or None
+        Standard error of the lattice constant, and so of the pixel size that follows from it.
     angle_deg : float or None
         Of a1 against the x axis, counter-clockwise on the screen, modulo the symmetry; distortion removed.
     second_angle_deg : float or None
@@ -97,6 +100,7 @@ class Inspection:
     confidence: float
     vectors_px: np.ndarray | None
     lattice_constant_px: float | None
+    lattice_error_percent: float | None
     angle_deg: float | None
     second_angle_deg: float | None
     material: str | None
@@ -145,12 +149,19 @@ class Inspection:
         return 100 * self.information_limit_px * self.best_pixel_size_A
 
 
+#: Anisotropy of the scale that is worth a warning.
+WORTH_WARNING_PERCENT = 5.0
+#: Smallest angle between two grains that is told apart from one distorted grain.
+MIN_TILT_DEG = 4.0
+#: A harmonic counts for the information limit from here on; among a hundred noise places none does.
+LIMIT_SIGNIFICANCE = 9.0
 #: Structure slower than this many periods per field is background.
 _SLOW_RINGS = 3
 #: Fields of `Inspection` that need a lattice.
 _LATTICE_FACTS = (
     "vectors_px",
     "lattice_constant_px",
+    "lattice_error_percent",
     "angle_deg",
     "second_angle_deg",
     "lattice_pixel_size_A",
@@ -196,11 +207,17 @@ def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspec
     kind, confidence = "none", 0.0
     if lattice is not None:
         kind, measured = _measure(lattice, LATTICES[material][0] if material else None)
-        confidence = lattice.explained
-        facts |= measured
+        confidence = lattice.explained * min(1.0, lattice.evidence / SURE_EVIDENCE)
+        facts["lattice_error_percent"] = 100 * lattice.relative_error
+        facts.update(measured)
         facts["row_jitter_px"] = _row_jitter(image, lattice, noise)
         if measured["second_angle_deg"] is not None:
             warnings.append(f"a second grain is turned to {measured['second_angle_deg']:.1f}°")
+        if measured.get("anisotropy_percent", 0) > WORTH_WARNING_PERCENT:
+            warnings.append(
+                f"the image is stretched: its scale differs by {measured['anisotropy_percent']:.0f} % "
+                "with direction"
+            )
         if material is not None:
             expected, constant_A = LATTICES[material]
             if kind == expected:
@@ -212,7 +229,8 @@ def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspec
     elif material is not None:
         warnings.append(f"no lattice found: the pixel size cannot be checked against {material}")
     given, implied = micrograph.pixel_size_A, facts["lattice_pixel_size_A"]
-    if given and implied and abs(given / implied - 1) > PIXEL_SIZE_TOLERANCE:
+    tolerance = max(PIXEL_SIZE_TOLERANCE, 0.03 * (facts["lattice_error_percent"] or 0.0))
+    if given and implied and abs(given / implied - 1) > tolerance:
         warnings.append(
             f"the pixel size of the {micrograph.pixel_size_source} ({given:.4g} Å) is "
             f"{100 * (given / implied - 1):+.1f} % off that of the {material} lattice ({implied:.4g} Å)"
@@ -294,18 +312,22 @@ def _second_angle(
     )
     for candidate in turned:
         near = (turned - candidate + symmetry / 2) % symmetry - symmetry / 2
-        distance = abs((candidate - angle + symmetry / 2) % symmetry - symmetry / 2)
-        if (np.abs(near) < 2).sum() >= 2 and distance > 3:
-            return float((candidate + near[np.abs(near) < 2].mean()) % symmetry)
+        mean = candidate + near[np.abs(near) < 2].mean()
+        distance = abs((mean - angle + symmetry / 2) % symmetry - symmetry / 2)
+        if (np.abs(near) < 2).sum() >= 2 and distance > MIN_TILT_DEG:
+            return float(mean % symmetry)
     return None
 
 
 def _information_limit(spectrum: Spectrum, lattice: Lattice | None) -> float | None:
     """Shortest period in px above the noise: of the lattice's harmonics, or else of the radial spectrum."""
     if lattice is not None:
-        seen = [s for s in lattice.spots if refine_spot(spectrum, s[2:4])[2] > 7]
-        if seen:
-            return float(1 / max(np.hypot(*s[2:4]) for s in seen))
+        seen = [s for s in lattice.spots if refine_spot(spectrum, s[2:4])[2] > LIMIT_SIGNIFICANCE]
+        # Outwards without a gap wider than the lattice's own: a lone spot far out is noise.
+        q = np.sort([np.hypot(*s[2:4]) for s in seen])
+        gap = np.flatnonzero(np.diff(q) > 1.05 * np.hypot(*lattice.reciprocal.T).max())
+        if len(q):
+            return float(1 / q[gap[0] if len(gap) else -1])
     floor = spectrum.noise_power()
     # A ring of radius r holds about πr independent values, so its mean is known to 1/sqrt(πr).
     n = np.maximum(np.pi * spectrum.radial_frequency * min(spectrum.power.shape), 1)

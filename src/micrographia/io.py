@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -40,7 +41,9 @@ def read_images(path: str | Path, pixel_size_A: float | None = None) -> list[Mic
     -------
     list of Micrograph
         Named after the file; ``#k`` is appended where the file holds several images (frames, datasets).
-        The pixel size is the file's, or that of a JSON file of the same name beside it, or None.
+        The pixel size is the file's, or that of a JSON file of the same name beside it, or that which a CSV
+        table in the same folder gives (columns ``image`` and ``pixel_size_A`` or ``pixel_size_angstrom``), or
+        None.
 
     Raises
     ------
@@ -185,6 +188,8 @@ def _images(signal: Signal, path: Path) -> Iterator[_Image]:
     size = _square_pixel(signal, metadata)
     if size is None or "pixel_size_A" in description:  # Our own note is exact, a TIFF's resolution is not.
         size = calibration_from_json(description, width) or size
+    if size is None:
+        size = _table_size_A(path)
     history = tuple(map(str, description.get("history", ())))
     frames = [data] if data.ndim == (3 if signal.colour else 2) else data
     for k in range(len(frames)):
@@ -234,6 +239,31 @@ def _sidecar(path: Path) -> dict[str, Any]:
     """Metadata in a JSON file of the same name beside `path`."""
     beside = path.with_suffix(".json")
     return told_json(beside.read_text(errors="replace")) if beside.is_file() else {}
+
+
+def _table_size_A(path: Path) -> float | None:
+    """The pixel size that a CSV table in the same folder gives for this file.
+
+    Any table counts that has a column ``image`` and one of ``pixel_size_A`` and ``pixel_size_angstrom``.
+    """
+    for table in sorted(path.parent.glob("*.csv")):
+        found = _pixel_sizes(table, table.stat().st_mtime_ns).get(path.name)
+        if found is not None:
+            return found
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _pixel_sizes(table: Path, changed: int) -> dict[str, float]:
+    try:
+        head = pd.read_csv(table, nrows=0).columns
+        column = next((c for c in ("pixel_size_A", "pixel_size_angstrom") if c in head), None)
+        if column is None or "image" not in head:
+            return {}
+        values = pd.read_csv(table, usecols=["image", column]).dropna()
+        return dict(zip(values["image"].astype(str), values[column].astype(float), strict=True))
+    except (ValueError, OSError):  # not a table, or not of numbers: it says nothing about pixel sizes
+        return {}
 
 
 # ---------------------------------------------------------------- writing

@@ -11,9 +11,13 @@ from scipy import fft, ndimage
 #: Spots nearer to the origin than this many periods per field are slow background.
 MIN_PERIODS = 4.5
 #: A spot that is asked for at a known place counts from here on, in units of its background ...
-EXPECTED_SIGNIFICANCE = 7.0
-#: ... and one that is found anywhere must beat the strongest of all N noise pixels, about ln N, by this much.
-SEARCH_MARGIN = 5.0
+EXPECTED_SIGNIFICANCE, EXPECTED_NOISE = 7.0, 5.0
+#: ... and one that is found anywhere from ln N, the strongest of N noise pixels, less this: some are noise.
+SEARCH_SLACK = 2.0
+#: No spot's place is known better than this part of the resolution, however few spots scatter little.
+PLACE_ERROR = 0.2
+#: Evidence of a lattice: the strongest of some hundred images of noise or amorphous film reached 33.
+MIN_EVIDENCE = 40.0
 #: Squared signal-to-noise ratio of one unit cell below which a pattern is no picture of atoms.
 MIN_STRENGTH = 1.0
 #: Uncertainty of a spot's place: steps of the resolution 1/N, and distortion as a part of its frequency.
@@ -67,6 +71,10 @@ class Lattice:
         ``q_x, q_y, significance`` of the significant spots the lattice leaves unexplained.
     explained : float
         Part of all significant spots (weighted by log significance) that the lattice explains.
+    evidence : float
+        Sum of the spots' significances, each less what the largest of some noise pixels reaches.
+    relative_error : float
+        Standard error of the length scale, from the scatter of the spots about the lattice.
     strength : float
         Squared signal-to-noise ratio of one unit cell, summed over the harmonics.
     """
@@ -75,6 +83,8 @@ class Lattice:
     spots: np.ndarray
     others: np.ndarray
     explained: float
+    evidence: float
+    relative_error: float
     strength: float
 
 
@@ -114,25 +124,30 @@ def find_lattice(image: np.ndarray) -> Lattice | None:
     """Find the dominant lattice of an image, or None.
 
     The strongest spots are paired; the pair whose lattice explains most of all spots, beyond chance, wins.
-    Its vectors are then fitted to all harmonics. Atoms and dirt far brighter than the rest are clipped first.
+    Its vectors are then fitted to all harmonics. Where the image as it is does not show a lattice clearly, what
+    is far brighter or darker than the rest (dirt, holes, single heavy atoms) is removed first.
 
     Returns None unless three pairs of spots support it and one unit cell stands out of the noise: a weak,
     regular pattern over a large field is an artefact of a detector or of resampling, not atoms.
     """
-    for blank in (
-        False,
-        True,
-    ):  # large heavy clusters need blanking, which may eat bright columns of a lattice
-        lattice = _find(without_outliers(image, blank))
-        if lattice is not None and lattice.strength > MIN_STRENGTH:
-            return lattice
-    return None
+    best = None
+    # Heavy clusters need blanking, which may eat the columns of another lattice: the better of both.
+    for treated in (_flattened, _blanked):
+        found = _find(treated(image))
+        if found is not None and (best is None or found.evidence > best.evidence):
+            best = found
+        if best is not None and best.evidence > 10 * MIN_EVIDENCE:
+            break
+    if best is None or best.evidence < MIN_EVIDENCE or best.strength < MIN_STRENGTH:
+        return None
+    return best
 
 
 def _find(image: np.ndarray) -> Lattice | None:
     spectrum = power_spectrum(image)
+    resolution = spectrum.resolution()
     candidates = find_spots(spectrum)
-    reciprocal = _best_pair(candidates[:24], spectrum.resolution())
+    reciprocal = _best_pair(candidates[:24], resolution)
     if reciprocal is None:
         return None
     reciprocal, spots = _fit(spectrum, reciprocal)
@@ -141,40 +156,51 @@ def _find(image: np.ndarray) -> Lattice | None:
         reciprocal, spots = _fit(spectrum, finer)
     if len(spots) < 3 or np.linalg.matrix_rank(spots[:, :2]) < 2:
         return None
-    explained = _explained(candidates, reciprocal, spectrum.resolution())
-    weight = np.log(candidates[:, 2])
+    # Distortion splits strong spots: what lies beside one belongs to it.
+    explained = _explained(candidates, reciprocal, resolution, 2.5)
+    weight = np.log(candidates[:, 2] / np.log(image.size)).clip(0)
+    miss = spots[:, 2:4] - spots[:, :2] @ reciprocal
+    scatter = np.sqrt((miss**2).sum() / max(2 * len(spots) - 4, 1) + PLACE_ERROR**2 * (resolution**2).mean())
+    leverage = np.sqrt((spots[:, 2:4] ** 2).sum())
     # The window leaves 1/2.25 of the field to a coherent sum, and a spot and its mirror image carry the same.
     cells = image.size * abs(np.linalg.det(reciprocal)) / 2.25
     return Lattice(
         reciprocal,
         spots,
-        candidates[~explained],
-        float(weight[explained].sum() / weight.sum()),
+        candidates[~explained & (weight > 0)],
+        float(weight[explained].sum() / max(weight.sum(), 1e-9)),
+        float((spots[:, 4] - EXPECTED_NOISE).clip(0).sum()),
+        float(scatter / leverage),
         float(2 * (spots[:, 4] - 1).sum() / cells),
     )
 
 
-def without_outliers(image: np.ndarray, blank: bool = False) -> np.ndarray:
-    """Flatten what stands out by four robust deviations: hot pixels, dirt, holes, single heavy atoms.
-
-    It is done on the image and on two smoothed versions of it, so that an atom whose every pixel lies within
-    the noise is seen, too. With `blank` the places are filled with the median instead of being clipped.
-    """
+def _flattened(image: np.ndarray) -> np.ndarray:
+    """Remove slow background."""
     image = np.asarray(image, np.float64)
-    image = image - ndimage.gaussian_filter(image, min(image.shape) / 20, truncate=2)
-    for width_px in (0.0, 2.0, 4.0):
-        smooth = ndimage.gaussian_filter(image, width_px) if width_px else image
-        median = np.median(smooth)
-        spread = 1.4826 * np.median(np.abs(smooth - median))
-        if spread == 0:
-            continue
-        if blank and width_px:
-            outlier = (np.abs(smooth - median) > 4 * spread).astype(float)
-            weight = np.clip(3 * ndimage.gaussian_filter(outlier, 1.5 * width_px), 0, 1)
-            image = image + weight * (median - image)
-        else:
-            image = image - smooth + np.clip(smooth, median - 4 * spread, median + 4 * spread)
+    return image - ndimage.gaussian_filter(image, min(image.shape) / 20, truncate=2)
+
+
+def _blanked(image: np.ndarray) -> np.ndarray:
+    """Clip hot pixels, and fill dirt, holes and heavy atoms with the median: all beyond four robust deviations.
+
+    Heavy atoms are sought in smoothed images, because every single pixel of one may lie within the noise.
+    """
+    image = _flattened(image)
+    median, limit = _limits(image)
+    image = np.clip(image, median - limit, median + limit)
+    for width_px in (2.0, 4.0):
+        smooth = ndimage.gaussian_filter(image, width_px)
+        median, limit = _limits(smooth)
+        outlier = (np.abs(smooth - median) > limit).astype(float)
+        weight = np.clip(3 * ndimage.gaussian_filter(outlier, 1.5 * width_px), 0, 1)
+        image = image + weight * (median - image)
     return image
+
+
+def _limits(image: np.ndarray) -> tuple[float, float]:
+    median = float(np.median(image))
+    return median, 4 * 1.4826 * float(np.median(np.abs(image - median)))
 
 
 def find_spots(spectrum: Spectrum, limit: int = 60) -> np.ndarray:
@@ -189,8 +215,8 @@ def find_spots(spectrum: Spectrum, limit: int = 60) -> np.ndarray:
     flat = power / spectrum.background(grid)
     usable = (radius > MIN_PERIODS / min(power.shape)) & (radius < 0.5)
     usable &= (grid[..., 1] > 0) | ((grid[..., 1] == 0) & (grid[..., 0] > 0))
-    threshold = np.log(power.size) + SEARCH_MARGIN
-    peaks = (flat == ndimage.maximum_filter(flat, 5)) & usable & (flat > threshold)
+    threshold = np.log(power.size) - SEARCH_SLACK
+    peaks = (flat == ndimage.maximum_filter(flat, 7)) & usable & (flat > threshold)
     q = grid[peaks][np.argsort(flat[peaks])[::-1][:limit]]
     spots = np.array([refine_spot(spectrum, x) for x in q]).reshape(-1, 3)
     spots = spots[spots[:, 2] > threshold]
@@ -241,17 +267,23 @@ def _local_background(spectrum: Spectrum, q: np.ndarray) -> float:
     height, width = spectrum.power.shape
     column, row = np.rint(q * (width, height) + (width // 2, height // 2)).astype(int)
     rows, columns = np.arange(row - 6, row + 7), np.arange(column - 6, column + 7)
-    box = spectrum.power[np.ix_(rows % height, columns % width)]
-    far = np.maximum(*np.abs(np.mgrid[-6:7, -6:7])) > 2
-    return max(float(np.median(box[far])) / np.log(2), float(spectrum.background(q)))
+    around = spectrum.power[np.ix_(rows % height, columns % width)]
+    around = around[np.maximum(*np.abs(np.mgrid[-6:7, -6:7])) > 2]
+    # Rows that jitter draw a spot out into a vertical streak.
+    rows = row + np.r_[-14:-5, 6:15]
+    streak = spectrum.power[np.ix_(rows % height, (column + np.arange(-1, 2)) % width)]
+    local = max(float(np.median(around)), float(np.median(streak))) / np.log(2)
+    return max(local, float(spectrum.background(q)))
 
 
-def _explained(spots: np.ndarray, reciprocal: np.ndarray, resolution: np.ndarray) -> np.ndarray:
+def _explained(
+    spots: np.ndarray, reciprocal: np.ndarray, resolution: np.ndarray, slack: float = 1.0
+) -> np.ndarray:
     """Which spots ``[K, 2+]`` lie on the lattice."""
     q = spots[:, :2]
     miss = q - np.rint(q @ np.linalg.inv(reciprocal)) @ reciprocal
     tolerance = TOLERANCE_BINS + TOLERANCE_RELATIVE * np.hypot(*(q / resolution).T)
-    return np.hypot(*(miss / resolution).T) < tolerance
+    return np.hypot(*(miss / resolution).T) < slack * tolerance
 
 
 def _best_pair(spots: np.ndarray, resolution: np.ndarray) -> np.ndarray | None:
@@ -300,21 +332,17 @@ def _finer(spectrum: Spectrum, reciprocal: np.ndarray) -> np.ndarray | None:
     b = reduced(reciprocal)
     if b[0] @ b[1] > 0:
         b[1] = -b[1]  # hexagonal: 120°, so that (2 b1 + b2) / 3 is the centre of a triangle
-    fractions = (
-        [(1 / 2, 1 / 2)],
-        [(1 / 2, 0)],
-        [(0, 1 / 2)],
-        [(2 / 3, 1 / 3), (1 / 3, 2 / 3), (1 / 3, -1 / 3)],
-    )
-    for group in fractions:
-        q = np.array(group) @ b
+    thirds = np.array([(2, 1), (1, 2), (1, -1)]) / 3
+    # Fractional orders to look for, and the integer order that completes the basis.
+    for fractions, other in (
+        (np.array([(1, 1)]) / 2, (1, 0)),
+        (np.array([(1, 0)]) / 2, (0, 1)),
+        (np.array([(0, 1)]) / 2, (1, 0)),
+        (thirds, thirds[1]),
+    ):
+        q = np.concatenate([fractions, fractions + np.array([1, -1])]) @ b  # each, and one equivalent to it
         if np.hypot(*q.T).min() < MIN_PERIODS * spectrum.resolution().max():
             continue
-        seen = np.array([refine_spot(spectrum, x)[2] for x in q])
-        if (
-            (seen > 2 * EXPECTED_SIGNIFICANCE).all()
-            if len(seen) == 1
-            else (seen > EXPECTED_SIGNIFICANCE).all()
-        ):
-            return reduced(np.array([q[0], b[0] if len(seen) == 1 and group[0][0] != 0.5 else q[-1]]))
+        if all(refine_spot(spectrum, x)[2] > EXPECTED_SIGNIFICANCE for x in q):
+            return reduced(np.array([q[0], np.array(other) @ b]))
     return None

@@ -3,8 +3,8 @@
 A detector learns best from many defects; real crystals hold few. The chance that a site is real changes with
 that, and so does the threshold that serves F1 best. Both follow without labels: expectation-maximisation over
 the found sites estimates how frequent each kind is (Saerens, Latinne & Decaestecker, Neural Comput. 14, 21,
-2002), the odds of every site are multiplied by the ratio to training, and the threshold maximises the expected
-F1 (Lipton, Elkan & Naryanaswamy, ECML 2014).
+2002), the odds of every site are multiplied by the ratio to training, and the threshold maximises the
+expected F1 (Lipton, Elkan & Naryanaswamy, ECML 2014).
 """
 
 from __future__ import annotations

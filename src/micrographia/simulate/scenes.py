@@ -7,7 +7,7 @@ of a series depends on the seed and on `i` only, never on the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,8 @@ from micrographia.simulate.scattering import cross_section_A2
 
 #: Scenes are rendered in groups of this size; a group is one job of a worker.
 GROUP = 16
+#: From this many groups on, new processes earn back the seconds that it takes to start them.
+BULK = 192
 #: Rendered around every field and cut off again: room for scan displacement and the detector's response (px).
 MARGIN_PX = 12
 
@@ -47,6 +49,10 @@ class Specimen:
     """The heavy element of the material single-atoms."""
     atoms_per_nm2: tuple[float, float] = (0.2, 2.0)
     """Range of areal densities of the heavy atoms of single-atoms, per nm²."""
+    clustering: tuple[float, float] = (0.0, 0.9)
+    """Range of the share of single atoms that sit within a few Å of another one, in pairs, chains and heaps."""
+    holes: float = 0.05
+    """Fraction of images in which the specimen has a hole or an edge."""
     angle_deg: tuple[float, float] = (0.0, 360.0)
     """Range of in-plane rotations, degrees counter-clockwise as seen on the screen."""
     strain: float = 0.015
@@ -75,8 +81,10 @@ class Scene:
     x_A: np.ndarray
     y_A: np.ndarray
     number: np.ndarray
-    sites: pd.DataFrame
-    """Columns ``x_A, y_A, kind``: the defects, then every intact column as ``column-<element>``."""
+    site_x_A: np.ndarray
+    site_y_A: np.ndarray
+    site_kind: np.ndarray
+    """Kind of each labelled site: the defects, then every intact column as ``column-<element>``."""
 
 
 def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.Generator) -> Scene:
@@ -92,27 +100,64 @@ def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.
         atoms_per_nm2=rng.uniform(*specimen.atoms_per_nm2),
         rng=rng,
     )
+    _gather(atoms, rng.uniform(*specimen.clustering), rng)
     atoms, defects = introduce_defects(atoms, [DefectSpec(k, c) for k, c in specimen.defects.items()], rng)
+    if rng.random() < specimen.holes:
+        hole = _hole(field_A, rng)
+        atoms = atoms[~hole(atoms.positions[:, :2])]
+        defects = defects[~hole(defects[["x_A", "y_A"]].to_numpy(float))]
+    defect_xy = defects[["x_A", "y_A"]].to_numpy(float)
+    columns, kinds = _intact_columns(atoms, defect_xy)
+    site_x, site_y = np.concatenate([defect_xy, columns]).T
+    kinds = np.concatenate([defects["kind"].to_numpy(object), kinds])
     x, y = atoms.positions[:, 0], atoms.positions[:, 1]
-    sites = pd.concat([defects[["x_A", "y_A", "kind"]], _intact_columns(atoms, defects)], ignore_index=True)
-    return Scene(x, y, atoms.numbers.copy(), sites)
+    return Scene(x, y, atoms.numbers.copy(), site_x, site_y, kinds)
 
 
-def _intact_columns(atoms: Atoms, defects: pd.DataFrame) -> pd.DataFrame:
-    """Every column of atoms that holds no defect, as ``column-<heaviest element>``."""
+def _gather(atoms: Atoms, share: float, rng: np.random.Generator) -> None:
+    """Move a share of the isolated atoms next to others: on real films heavy atoms come in groups."""
+    heavy = np.flatnonzero(atoms.arrays.get("isolated", np.zeros(len(atoms), dtype=bool)))
+    if len(heavy) < 2:
+        return
+    for i in heavy[rng.random(len(heavy)) < share]:
+        host = rng.choice(heavy[heavy != i])
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(2.0, 6.0)
+        atoms.positions[i, :2] = atoms.positions[host, :2] + distance * np.array(
+            [np.cos(angle), np.sin(angle)]
+        )
+
+
+def _hole(field_A: tuple[float, float], rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Draw a hole of uneven outline, often cut by the image's edge; return the test for being inside it."""
+    centre = rng.uniform(0, 1, 2) * field_A
+    radius = rng.uniform(0.1, 0.45) * min(field_A)
+    order = np.arange(2, 6)
+    waves, phases = rng.normal(0, 0.25, 4) / order, rng.uniform(0, 2 * np.pi, 4)
+
+    def inside(xy: np.ndarray) -> np.ndarray:
+        offset = xy - centre
+        angle = np.arctan2(offset[:, 1], offset[:, 0])
+        edge = radius * (1 + (waves * np.cos(order * angle[:, None] + phases)).sum(axis=1))
+        return np.hypot(*offset.T) < edge
+
+    return inside
+
+
+def _intact_columns(atoms: Atoms, defect_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions ``[M, 2]`` and kinds ``column-<heaviest element>`` of all columns that hold no defect."""
     column = atoms.arrays.get("column", np.full(len(atoms), -1))
     known = np.flatnonzero(column >= 0)
     known = known[np.argsort(-atoms.numbers[known], kind="stable")]
     _, first, member = np.unique(column[known], return_index=True, return_inverse=True)
     count = np.bincount(member, minlength=len(first))
-    x, y = (
-        np.bincount(member, atoms.positions[known, axis], minlength=len(first)) / count for axis in (0, 1)
+    xy = np.stack(
+        [np.bincount(member, atoms.positions[known, a], minlength=len(first)) / count for a in (0, 1)], axis=1
     )
-    if len(defects) and len(first):
-        nearest, _ = cKDTree(defects[["x_A", "y_A"]].to_numpy()).query(np.c_[x, y])
-        first, x, y = (values[nearest > 0.6] for values in (first, x, y))
+    if len(defect_xy) and len(first):
+        nearest, _ = cKDTree(defect_xy).query(xy)
+        first, xy = first[nearest > 0.6], xy[nearest > 0.6]
     kinds = ["column-" + chemical_symbols[z] for z in atoms.numbers[known[first]]]
-    return pd.DataFrame({"x_A": x, "y_A": y, "kind": kinds})
+    return xy, np.array(kinds, dtype=object)
 
 
 def render_scenes(
@@ -170,15 +215,17 @@ def simulate_series(
     parts = [({k: v[a:b] for k, v in conditions.items()} if conditions else None) for a, b in groups]
     workers = min(workers or torch.get_num_threads(), len(groups))
     results: Iterator = map(job, groups, parts)
-    if workers > 1 and len(groups) >= 8:
+    if workers > 1 and len(groups) >= BULK:
         # spawn: a forked child of a process that already runs torch's threads can hang.
         spawn = get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
             done = list(pool.map(job, groups, parts))
     else:
         done = list(results)
-    images, clean, tables = zip(*done, strict=True)
-    return np.concatenate(images), np.concatenate(clean), pd.concat(tables, ignore_index=True)
+    images, clean, sites = zip(*done, strict=True)
+    columns = [np.concatenate(part) for part in zip(*sites, strict=True)]
+    table = pd.DataFrame(dict(zip(("index", "x_px", "y_px", "kind"), columns, strict=True)))
+    return np.concatenate(images), np.concatenate(clean), table
 
 
 def _simulate_group(
@@ -189,7 +236,7 @@ def _simulate_group(
     seed: int,
     span: tuple[int, int],
     conditions: dict[str, np.ndarray] | None,
-) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     start, stop = span
     big = (shape[0] + 2 * MARGIN_PX, shape[1] + 2 * MARGIN_PX)
     field_A = (big[1] * pixel_size_A, big[0] * pixel_size_A)
@@ -214,17 +261,14 @@ def _simulate_group(
         degraded, shift = (torch.cat(part) for part in zip(*parts, strict=True))
         clean = sample_displaced(noise_free, shift)[inner].numpy()
         images, displacement = degraded[inner].numpy(), shift.numpy()
-    tables = []
+    sites: list[tuple[np.ndarray, ...]] = []
     for k, scene in enumerate(scenes):
-        x, y = scene.sites["x_A"].to_numpy() / pixel_size_A, scene.sites["y_A"].to_numpy() / pixel_size_A
-        x, y = moved(x, y, displacement[k])
+        x, y = moved(scene.site_x_A / pixel_size_A, scene.site_y_A / pixel_size_A, displacement[k])
         x, y = x - MARGIN_PX, y - MARGIN_PX
-        table = pd.DataFrame(
-            {"index": start + k, "x_px": x, "y_px": y, "kind": scene.sites["kind"].to_numpy()}
-        )
         inside = (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
-        tables.append(table[inside])
-    return np.ascontiguousarray(images), np.ascontiguousarray(clean), pd.concat(tables, ignore_index=True)
+        sites.append((np.full(inside.sum(), start + k), x[inside], y[inside], scene.site_kind[inside]))
+    columns = tuple(np.concatenate(part) for part in zip(*sites, strict=True))
+    return np.ascontiguousarray(images), np.ascontiguousarray(clean), columns
 
 
 def label_maps(

@@ -17,7 +17,7 @@ from micrographia.metrics.distances import compare_sets
 from micrographia.micrograph import Micrograph
 from micrographia.plots import figures
 from micrographia.plots.inspection import inspection_figure
-from micrographia.simulate.fit import FittedConditions, cut_patches
+from micrographia.simulate.fit import FittedConditions, cut_patches, usable_patch
 from micrographia.sites import write_sites
 from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.recipe import Recipe
@@ -140,7 +140,7 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
 
 def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> dict[str, Any]:
     """Measure realism, label fidelity, calibration and whether the images are like those trained on."""
-    patch = min([96, *(min(m.shape) for m in training.experiment), recipe.library.size_px])
+    patch = usable_patch(training.experiment, 96)
     real = cut_patches(training.experiment, patch, 300)
     sets = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
     distances = {}
@@ -232,7 +232,7 @@ def write_report(
     real.figure(
         "comparison", figures.comparison_sheet(rows, recipe.sampling_A), "Images and their power spectra"
     )
-    patch = min([96, *(min(m.shape) for m in training.experiment)])
+    patch = usable_patch(training.experiment, 96)
     stacks = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
     stacks["experiment"] = cut_patches(training.experiment, patch, 200)
     real.figure("histograms", figures.histogram_figure(stacks), "Intensity histograms")

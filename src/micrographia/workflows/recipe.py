@@ -104,8 +104,11 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "graphene-si": {
         "sampling_A": 0.15,
         "tolerance_A": 0.75,
-        "specimen": {"material": "graphene", "defects": {"Si": 0.012, "Si-4fold": 0.004}},
+        "specimen": {"material": "graphene", "defects": {"Si": 0.03}, "holes": 0.25},
         "optics": {"energy_keV": 60.0, "convergence_mrad": 31.0, "inner_mrad": 86.0},
+        "fit": {
+            "prior": {"contamination": [0.0, 4.0], "speckle": [0.0, 1.5], "counts_per_A2": [1.0, 1000.0]}
+        },
     },
     "srtio3": {
         "specimen": {"material": "SrTiO3", "defects": {"vacancy-1Sr": 0.03}},
@@ -113,6 +116,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     },
     "single-atoms": {
         "sampling_A": 0.3,
+        "tolerance_A": 1.5,
         "typical_spot_A": 1.3,
         "specimen": {"material": "single-atoms", "element": "Re", "defects": {"Re": 1.0}},
         "optics": {"energy_keV": 200.0, "convergence_mrad": 22.0, "inner_mrad": 70.0},

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
-from micrographia.errors import UserError
 from micrographia.io import atomic_path
 from micrographia.library import ImageLibrary
 from micrographia.metrics.domain import DomainReference
@@ -21,7 +20,7 @@ from micrographia.metrics.fidelity import LabelFidelity, label_fidelity
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.nets.weights import weights_key
 from micrographia.simulate.degrade import Conditions, draw_conditions
-from micrographia.simulate.fit import FittedConditions, cut_patches, fit_conditions
+from micrographia.simulate.fit import FittedConditions, cut_patches, fit_conditions, usable_patch
 from micrographia.simulate.scenes import label_maps, simulate_series
 from micrographia.translate.cyclegan import TranslateConfig
 from micrographia.translate.translator import Translator, Watch
@@ -168,7 +167,7 @@ def translate_stage(
     name: str = "translate",
 ) -> tuple[Translator, pd.DataFrame]:
     """Train the CycleGAN from `source` to the experiment; return it and the course of its training."""
-    experimental = cut_patches(images, _patch_for(images, recipe.translate.patch_px), 400)
+    experimental = cut_patches(images, usable_patch(images, recipe.translate.patch_px), 400)
 
     def work(folder: Path) -> None:
         def watch(step: int, seen: Watch) -> None:
@@ -193,19 +192,6 @@ def translate_stage(
     }
     folder = run.stage(name, inputs, work, say)
     return Translator.load(folder / "translator.safetensors"), pd.read_csv(folder / "history.csv")
-
-
-def _patch_for(images: Sequence[Micrograph], wanted: int) -> int:
-    """Return the patch edge that the smallest usable image allows: the wanted one, or less in steps of 8."""
-    smallest = min((min(m.shape) for m in images), default=0)
-    if smallest >= wanted:
-        return wanted
-    if smallest < 48:
-        raise UserError(
-            f"The smallest image is {smallest} px wide at the working sampling; at least 48 are needed. "
-            "Use larger images or a finer sampling_A."
-        )
-    return smallest // 8 * 8
 
 
 def _fitting(recipe: Recipe, patches: np.ndarray) -> TranslateConfig:
@@ -315,7 +301,7 @@ def sublattice(kind: str) -> str:
 def domain_reference(sets: Sequence[LabelledSet], recipe: Recipe) -> DomainReference:
     """Learn what the detector was trained on, to tell whether an image is like it."""
     images = np.concatenate([s.images for s in sets])
-    patch = min(96, images.shape[-1])
+    patch = min(64, images.shape[-1])
     return DomainReference.fit(images, recipe.sampling_A, patch_px=patch, max_patches=1500, seed=recipe.seed)
 
 
