@@ -81,7 +81,7 @@ class Inspection:
     anisotropy_percent : float or None
         Longest over shortest principal stretch, less one.
     row_jitter_px : float or None
-        Standard deviation of the rows' displacements against their neighbours, noise removed.
+        Standard deviation of the rows' displacements, noise removed; unknown where there are two grains.
     information_limit_px : float or None
         Shortest period, in pixels, that stands above the noise.
     noise : float
@@ -210,9 +210,10 @@ def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspec
         confidence = lattice.explained * min(1.0, lattice.evidence / SURE_EVIDENCE)
         facts["lattice_error_percent"] = 100 * lattice.relative_error
         facts.update(measured)
-        facts["row_jitter_px"] = _row_jitter(image, lattice, noise)
         if measured["second_angle_deg"] is not None:
             warnings.append(f"a second grain is turned to {measured['second_angle_deg']:.1f}°")
+        else:
+            facts["row_jitter_px"] = _row_jitter(image, lattice, noise)
         if measured.get("anisotropy_percent", 0) > WORTH_WARNING_PERCENT:
             warnings.append(
                 f"the image is stretched: its scale differs by {measured['anisotropy_percent']:.0f} % "
