@@ -1,11 +1,10 @@
 """The imaging conditions of real images, fitted without labels.
 
-Approximate Bayesian computation with learned summaries (Fearnhead & Prangle, J. R. Stat. Soc. B 74, 419,
-2012; regression adjustment after Beaumont et al., Genetics 162, 2025, 2002): simulate patches under
-conditions drawn from the prior, learn to predict the conditions from the patches' physical features,
-predict them for the experiment's patches, keep the simulations predicted most alike, and repeat from there.
-The result is no single best value but the distribution of conditions over the experiment's patches:
-training images are drawn from it.
+Approximate Bayesian computation by population Monte Carlo (Beaumont et al., Biometrika 96, 983, 2009): simulate
+patches under conditions drawn from the prior, keep for every patch of the experiment the simulations whose
+physical features are nearest, draw new conditions around those, and repeat. Distances shrink from round to round
+with the spread of the simulations. The result is no single best value but the distribution of conditions over
+the experiment's patches: training images are drawn from it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from sklearn.neural_network import MLPRegressor
+from scipy.spatial.distance import cdist
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import cross_val_predict
 
 from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, standardise
@@ -32,19 +33,19 @@ class FitConfig:
 
     prior: Conditions = field(default_factory=Conditions)
     """Ranges within which the conditions are sought."""
-    simulations: int = 1200
-    """Patches simulated in each round."""
-    rounds: int = 2
-    """Rounds: the first covers the prior, each further one what the one before left."""
-    patch_px: int = 128
+    simulations: int = 600
+    """Patches simulated in each round; the first round, which covers the whole prior, takes twice as many."""
+    rounds: int = 5
+    """Rounds of simulating and selecting."""
+    patch_px: int = 96
     """Edge of the patches that are compared."""
     max_patches: int = 96
     """Experimental patches used at most (spread evenly over the images)."""
-    neighbours: int = 8
+    neighbours: int = 3
     """Simulations kept for each experimental patch."""
-    widen: float = 0.06
-    """Kernel width added to every kept draw, as a fraction of the prior range: training data should be a
-    little more varied than the experiment."""
+    widen: float = 0.03
+    """Kernel added to every draw, as a fraction of the prior range: training should see a little more than the
+    experiment showed."""
 
     def __post_init__(self) -> None:
         if self.simulations < 100 or self.rounds < 1 or self.neighbours < 1:
@@ -190,22 +191,31 @@ def fit_conditions(
     real = physical_features(patches, pixel_size_A)
 
     rng = np.random.default_rng([seed, 77])
-    unit = rng.random((config.simulations, len(NAMES)))
-    all_unit, all_features = np.empty((0, len(NAMES))), np.empty((0, real.shape[1]))
-    distance_before, kept, r2 = float("nan"), unit, np.zeros(len(NAMES))
-    for number in range(config.rounds):
-        features = _simulated_features(
-            specimen, optics, config.prior, unit, patch_px, pixel_size_A, [seed, number]
-        )
-        if number == 0:
-            distance_before = _standardised_frechet(real, features)
-        all_unit, all_features = np.concatenate([all_unit, unit]), np.concatenate([all_features, features])
-        kept, r2 = _nearest(all_unit, all_features, real, config.neighbours, seed)
-        progress(f"fit round {number + 1} of {config.rounds}: {len(kept)} draws kept of {len(all_unit)}")
+
+    def simulated(unit: np.ndarray, number: int) -> np.ndarray:
+        conditions = from_unit(unit, config.prior)
+        own_seed = int(np.random.default_rng([seed, number]).integers(2**31))
+        shape = (patch_px, patch_px)
+        images, _, _ = simulate_series(specimen, optics, len(unit), shape, pixel_size_A, own_seed, conditions)
+        return physical_features(images, pixel_size_A)
+
+    unit = rng.random((2 * config.simulations, len(NAMES)))
+    features = simulated(unit, 0)
+    distance_before = _standardised_frechet(real, features)
+    identifiability = _identifiability(unit, features)
+    kept = unit[_nearest(features, real, config.neighbours)]
+    for number in range(1, config.rounds):
         rows = rng.integers(len(kept), size=config.simulations)
-        unit = _reflect(kept[rows] + config.widen * rng.standard_normal((config.simulations, len(NAMES))))
-    check = unit[: min(len(unit), 400)]
-    features = _simulated_features(specimen, optics, config.prior, check, patch_px, pixel_size_A, [seed, 99])
+        kernel = 0.5 * kept.std(axis=0) * rng.standard_normal((config.simulations, len(NAMES)))
+        unit = _reflect(kept[rows] + kernel)
+        features = simulated(unit, number)
+        kept = unit[_nearest(features, real, config.neighbours)]
+        progress(
+            f"fit round {number + 1} of {config.rounds}: Fréchet {_standardised_frechet(real, features):.0f}"
+        )
+    rows = rng.integers(len(kept), size=300)
+    check = _reflect(kept[rows] + config.widen * rng.standard_normal((300, len(NAMES))))
+    features = simulated(check, 99)
     order = rng.permutation(len(real))
     half = len(real) // 2
     floor = _standardised_frechet(real[order[:half]], real[order[half:]]) if half >= 4 else float("nan")
@@ -213,53 +223,30 @@ def fit_conditions(
         unit=kept,
         prior=config.prior,
         widen=config.widen,
-        identifiability={name: float(r) for name, r in zip(NAMES, r2, strict=True)},
+        identifiability={name: float(r) for name, r in zip(NAMES, identifiability, strict=True)},
         distance_before=distance_before,
         distance_after=_standardised_frechet(real, features),
         noise_floor=floor,
     )
 
 
-def _simulated_features(specimen, optics, prior, unit, patch_px, pixel_size_A, seed) -> np.ndarray:
-    number = int(np.random.default_rng(seed).integers(2**31))
-    conditions = from_unit(unit, prior)
-    images, _, _ = simulate_series(
-        specimen, optics, len(unit), (patch_px, patch_px), pixel_size_A, number, conditions
-    )
-    return physical_features(images, pixel_size_A)
+def _nearest(features: np.ndarray, real: np.ndarray, neighbours: int) -> np.ndarray:
+    """Return the indices of the simulations nearest to each experimental patch.
+
+    Features count in units of the experiment's spread, widened by part of the simulations' spread: far away, what
+    differs a little must not drown what differs much.
+    """
+    scale = np.sqrt(real.var(axis=0) + 0.1 * features.var(axis=0)) + 1e-9
+    distance = cdist(real / scale, features / scale, "cityblock")
+    return np.argsort(distance, axis=1)[:, :neighbours].ravel()
 
 
-def _nearest(
-    unit: np.ndarray, features: np.ndarray, real: np.ndarray, neighbours: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keep, for each experimental patch, the simulations whose predicted conditions are nearest, adjusted."""
-    centre = np.median(features, axis=0)
-    spread = np.quantile(np.abs(features - centre), 0.68, axis=0) + 1e-9
-    # Beyond what was ever simulated a regression only extrapolates: stay at the border instead.
-    low, high = np.quantile(features, [0.002, 0.998], axis=0)
-    scaled = (np.clip(features, low, high) - centre) / spread
-    target = (np.clip(real, low, high) - centre) / spread
-    held_out = np.arange(len(unit)) % 5 == 0
-    model = MLPRegressor(
-        hidden_layer_sizes=(96, 96),
-        alpha=1e-3,
-        learning_rate_init=2e-3,
-        batch_size=64,
-        early_stopping=True,
-        n_iter_no_change=8,
-        max_iter=120,
-        random_state=seed % 2**31,
-    )
-    model.fit(scaled[~held_out], unit[~held_out])
-    residual = unit[held_out] - model.predict(scaled[held_out])
-    error = residual.std(axis=0) + 1e-3
-    r2 = 1 - residual.var(axis=0) / unit[held_out].var(axis=0)
-    simulated, wanted = np.clip(model.predict(scaled), 0, 1), np.clip(model.predict(target), 0, 1)
-    kept = []
-    for point in wanted:
-        nearest = np.argsort((((simulated - point) / error) ** 2).sum(axis=1))[:neighbours]
-        kept.append(unit[nearest] + (point - simulated[nearest]))
-    return _reflect(np.concatenate(kept)), np.clip(r2, 0, 1)
+def _identifiability(unit: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return R² of each condition from the features by ridge regression, cross-validated over the prior."""
+    scaled = (features - np.median(features, axis=0)) / (features.std(axis=0) + 1e-9)
+    inputs = np.concatenate([scaled, scaled**2], axis=1).clip(-10, 10)
+    predicted = cross_val_predict(RidgeCV(np.logspace(-1, 4, 6)), inputs, unit, cv=5)
+    return np.clip(1 - (unit - predicted).var(axis=0) / unit.var(axis=0), 0, 1)
 
 
 def _reflect(unit: np.ndarray) -> np.ndarray:

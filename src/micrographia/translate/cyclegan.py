@@ -100,6 +100,7 @@ class ImagePool:
         places = torch.randperm(self.size, generator=generator, device=new.device)[: len(new)][
             exchange[: self.size]
         ]
+        self.images = self.images.to(new.device)  # a restored pool comes from the CPU
         out = new.clone()
         chosen = exchange.nonzero()[:, 0][: len(places)]
         out[chosen] = self.images[places]

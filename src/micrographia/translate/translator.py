@@ -163,7 +163,7 @@ class Translator:
 
 
 def _prepared(images: np.ndarray, patch_px: int, what: str) -> Tensor:
-    if images.ndim != 3 or min(images.shape[1:]) < patch_px:
+    if images.ndim != 3 or not len(images) or min(images.shape[1:]) < patch_px:
         raise UserError(
             f"translate: the {what} images ({' x '.join(map(str, images.shape))}) hold no patch of "
             f"{patch_px} x {patch_px} px; use a smaller translate.patch_px or a finer sampling."
