@@ -106,7 +106,6 @@ def test_one_atom_scatters_as_much_in_multislice():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_incoherent_images_agree_with_multislice_on_held_out_probes():
     pytest.importorskip("abtem", reason="needs abTEM: pip install micrographia[abtem]")
     weights = column_weights("WSe2", Optics(), n_probes=200, n_held_out=100, configurations=8)
