@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import textwrap
 import tomllib
 import types
@@ -239,14 +240,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"recipe: {where} = {value}: give a finite number.")
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str):
         return value
     names = {float: "a number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
-    unit = _unit(where)
-    raise UserError(f"recipe: {where} = {value!r}: give {names.get(kind, kind)}{unit}, without the unit.")
+    unit = _unit(where) if kind in (int, float) else ""
+    raise UserError(f"recipe: {where} = {value!r}: give {names.get(kind, kind)}{unit}.")
 
 
 def _unit(key: str) -> str:
@@ -258,7 +261,7 @@ def _unit(key: str) -> str:
         ("_px", "pixels"),
     ):
         if key.endswith(ending):
-            return f" in {unit}"
+            return f" in {unit}, without the unit"
     return ""
 
 
