@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg, ndimage
+from scipy import linalg, ndimage, optimize
 
 from micrographia.errors import UserError, did_you_mean
 from micrographia.micrograph import Micrograph
@@ -155,6 +155,8 @@ WORTH_WARNING_PERCENT = 5.0
 MIN_TILT_DEG = 4.0
 #: A harmonic counts for the information limit from here on; among a hundred noise places none does.
 LIMIT_SIGNIFICANCE = 9.0
+#: So many of the brightest spots give the typical one.
+SPOTS_TO_AVERAGE = 60
 #: Structure slower than this many periods per field is background.
 _SLOW_RINGS = 3
 #: Fields of `Inspection` that need a lattice.
@@ -374,26 +376,42 @@ def _row_jitter(image: np.ndarray, lattice: Lattice, noise: float) -> float:
 
 
 def spot_scale(image: np.ndarray) -> float:
-    """Return the typical full width at half maximum, in px, of bright spots on an uneven film.
+    """Return the typical full width at half maximum, in px, of bright spots (single atoms) on an uneven film.
 
-    The brightest maxima of the scale-normalised Laplacian of Gaussian: a Gaussian spot of standard deviation
-    s answers most strongly at the scale s (Lindeberg, Int. J. Comput. Vis. 30, 79 (1998)).
+    The scale-normalised Laplacian of Gaussian finds the spots and their rough width: a Gaussian spot of standard
+    deviation s answers most strongly at the scale s (Lindeberg, Int. J. Comput. Vis. 30, 79 (1998)). A Gaussian
+    through the mean of the brightest then gives the width. With a probe of known size it implies a pixel size,
+    but an assumed one: mark it so.
 
     Raises
     ------
     UserError
-        The image is constant.
+        The image is constant, or nothing in it looks like a spot.
     """
     image = np.asarray(image, np.float64)
     if np.ptp(image) == 0:
         raise UserError("The image is constant: there are no spots in it.")
-    scales = 1.0 * 2 ** np.arange(0, 4.01, 0.25)
+    scales = 2 ** np.arange(0, 3.6, 0.5)
     stack = np.stack([-(s**2) * ndimage.gaussian_laplace(image, s) for s in scales])
     peaks = (stack == ndimage.maximum_filter(stack, (3, 5, 5))) & (stack > 0)
-    peaks[[0, -1]] = False
-    level, _, _ = np.nonzero(peaks)
-    if len(level) == 0:
-        raise UserError("No spots are found in the image.")
-    strength = stack[peaks]
-    bright = strength > strength.max() / 2
-    return float(2.3548 * np.median(scales[level[bright]]))
+    peaks[[0, -1]] = False  # the largest answer must lie inside the range of scales
+    level, row, column = np.nonzero(peaks)
+    order = np.argsort(stack[peaks])[::-1][:SPOTS_TO_AVERAGE]
+    reach = int(3 * scales[level[order]].max(initial=1))
+    height, width = image.shape
+    inside = [k for k in order if reach <= row[k] < height - reach and reach <= column[k] < width - reach]
+    if not inside:
+        raise UserError("Nothing in the image looks like a single bright spot.")
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    patches = [image[row[k] + y, column[k] + x] for k in inside]
+    distance, mean = np.hypot(x, y).ravel(), np.median(patches, 0).ravel()
+
+    def gaussian(r: np.ndarray, base: float, height: float, sigma: float) -> np.ndarray:
+        return base + height * np.exp(-(r**2) / (2 * sigma**2))
+
+    rough = float(np.median(scales[level[inside]]))
+    near = distance < 2.5 * rough  # beyond it lie neighbours
+    start = (float(mean.min()), float(np.ptp(mean)), rough)
+    limits = ([-np.inf, 0, 0.3], [np.inf, np.inf, 2.0 * rough])
+    fitted, _ = optimize.curve_fit(gaussian, distance[near], mean[near], start, bounds=limits)
+    return float(2.3548 * fitted[2])
