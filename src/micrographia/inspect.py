@@ -397,7 +397,7 @@ def spot_scale(image: np.ndarray) -> float:
     peaks[[0, -1]] = False  # the largest answer must lie inside the range of scales
     level, row, column = np.nonzero(peaks)
     order = np.argsort(stack[peaks])[::-1][:SPOTS_TO_AVERAGE]
-    reach = int(3 * scales[level[order]].max(initial=1))
+    reach = int(6 * np.median(scales[level[order]])) if len(order) else 1
     height, width = image.shape
     inside = [k for k in order if reach <= row[k] < height - reach and reach <= column[k] < width - reach]
     if not inside:
@@ -406,12 +406,15 @@ def spot_scale(image: np.ndarray) -> float:
     patches = [image[row[k] + y, column[k] + x] for k in inside]
     distance, mean = np.hypot(x, y).ravel(), np.median(patches, 0).ravel()
 
-    def gaussian(r: np.ndarray, base: float, height: float, sigma: float) -> np.ndarray:
+    rough = float(np.median(scales[level[inside]]))
+    # The film's level is taken well outside, where neighbours may lie: the lower quartile does not see them.
+    base = float(np.quantile(mean[(distance > 3.5 * rough) & (distance < 6 * rough)], 0.25))
+
+    def gaussian(r: np.ndarray, height: float, sigma: float) -> np.ndarray:
         return base + height * np.exp(-(r**2) / (2 * sigma**2))
 
-    rough = float(np.median(scales[level[inside]]))
-    near = distance < 2.5 * rough  # beyond it lie neighbours
-    start = (float(mean.min()), float(np.ptp(mean)), rough)
-    limits = ([-np.inf, 0, 0.3], [np.inf, np.inf, 2.0 * rough])
+    near = distance < 2 * rough
+    start = (float(mean.max()) - base, rough)
+    limits = ([0, 0.3], [np.inf, 2 * rough])
     fitted, _ = optimize.curve_fit(gaussian, distance[near], mean[near], start, bounds=limits)
-    return float(2.3548 * fitted[2])
+    return float(2.3548 * fitted[1])

@@ -34,13 +34,13 @@ FAINTEST = 0.05
 class DetectConfig:
     """How the network that finds sites is built and trained."""
 
-    steps: int = 600
+    steps: int = 500
     """Training steps."""
     batch: int = 8
     """Patches per step."""
     patch_px: int = 128
     """Edge of a training patch at the working sampling."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     """Peak learning rate of AdamW; rises over the first 5 % of the steps, then falls along a cosine."""
     radius_A: float = 0.7
     """Radius of the disc that labels a site, Å: about that of an atomic column."""

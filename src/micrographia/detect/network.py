@@ -80,7 +80,7 @@ def balanced_loss(logits: Tensor, target: Tensor, positive_weight: Tensor) -> Te
     return (loss * weight).sum() / weight.sum()
 
 
-def class_weights(labels: Tensor, cap: float = 30.0) -> Tensor:
+def class_weights(labels: Tensor, cap: float = 60.0) -> Tensor:
     """Return weights ``[K]`` that balance each kind in `labels` ``[N, K, H, W]``: background over kind, capped.
 
     The full ratio, not its root: with the root, similar rare kinds (one or two atoms missing) stay confused for

@@ -135,7 +135,7 @@ def cut_patches(images: Sequence[Micrograph], patch_px: int, most: int) -> np.nd
 
 
 def usable_patch(images: Sequence[Micrograph], wanted: int) -> int:
-    """Return the patch edge to use: as wanted, or the largest multiple of 8 that four fifths of the images hold.
+    """Return the patch edge: as wanted, or the largest multiple of 8 that four fifths of the images hold.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def usable_patch(images: Sequence[Micrograph], wanted: int) -> int:
         return wanted
     if held < 48:
         raise UserError(
-            f"Most images are smaller than 48 px at the working sampling (the smallest is {edges.min(initial=0)} px); "
+            f"Most images are smaller than 48 px at the working sampling (the typical one is {held} px wide); "
             "use larger images or a finer sampling_A."
         )
     return held // 8 * 8
