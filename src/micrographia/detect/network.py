@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from micrographia.nets.blocks import Residual, Up, down, pad_to_multiple

@@ -70,8 +70,14 @@ class Specimen:
                 raise UserError(
                     f"specimen.defects: '{kind}' = {value}: give a fraction of sites between 0 and 1."
                 )
-        if self.strain < 0 or self.disorder_A < 0:
+        if not (self.strain >= 0 and self.disorder_A >= 0):
             raise UserError("specimen: strain and disorder_A must not be negative.")
+        if not 0 <= self.holes <= 1:
+            raise UserError(f"specimen.holes = {self.holes}: give a fraction of the images between 0 and 1.")
+        for name in ("atoms_per_nm2", "clustering", "angle_deg", "contrast"):
+            low, high = getattr(self, name)
+            if not (np.isfinite([low, high]).all() and low <= high):
+                raise UserError(f"specimen.{name} = ({low}, {high}): give (low, high) with low <= high.")
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _training_sets(
     if "hand-tuned noise" in ways:
         training["hand-tuned noise"] = [simulate_stage(run, recipe, "hand-tuned", HAND_TUNED, say)[0]]
     fitted = fit_stage(run, experiment, recipe, say)
-    simulated, clean = simulate_stage(run, recipe, "fitted", fitted, say)
+    simulated, _ = simulate_stage(run, recipe, "fitted", fitted, say)
     training["fitted physics"] = [simulated]
     if "CycleGAN" in ways:
         translator, histories["CycleGAN"] = translate_stage(
@@ -179,14 +179,12 @@ def _training_sets(
         )
         training["CycleGAN"] = [apply_stage(run, translator, free, recipe, say, "translated-noise-free")]
         fidelity["CycleGAN"] = {
-            k: asdict(v) for k, v in fidelity_of(free.images, free, training["CycleGAN"][0], recipe).items()
+            k: asdict(v) for k, v in fidelity_of(free, training["CycleGAN"][0], recipe).items()
         }
     translator, histories[DEFAULT_WAY] = translate_stage(run, simulated, experiment, recipe, say)
     translated = apply_stage(run, translator, simulated, recipe, say)
     training[DEFAULT_WAY] = [simulated, translated]
-    fidelity[DEFAULT_WAY] = {
-        k: asdict(v) for k, v in fidelity_of(clean, simulated, translated, recipe).items()
-    }
+    fidelity[DEFAULT_WAY] = {k: asdict(v) for k, v in fidelity_of(simulated, translated, recipe).items()}
     labelled, sites = recorded(recipe.library.images, 3, recipe.specimen, recipe.library.size_px)
     order = {m.name: i for i, m in enumerate(labelled)}
     sites = sites.assign(index=sites["image"].map(order))

@@ -153,7 +153,7 @@ def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> d
     fidelity = {}
     if "translated" in training.sets:
         before, after = training.sets["simulated"], training.sets["translated"]
-        fidelity = {k: asdict(v) for k, v in fidelity_of(training.clean, before, after, recipe).items()}
+        fidelity = {k: asdict(v) for k, v in fidelity_of(before, after, recipe).items()}
     validation = training.finder.validation
     calibration = {}
     if validation is not None and training.finder.calibration is not None:
@@ -298,7 +298,10 @@ def distance_table(distances: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def fidelity_table(fidelity: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row per kind of defect: displacements and the fractions filled in or invented."""
-    names = ("median_displacement_pm", "displacement_95_pm", "contrast_kept", "filled_in", "invented")
+    names = (
+        "median_displacement_pm", "displacement_95_pm", "contrast_kept",
+        "filled_in_before", "filled_in", "invented_before", "invented",
+    )  # fmt: skip
     return pd.DataFrame([{"kind": kind} | {n: f[n] for n in names if n in f} for kind, f in fidelity.items()])
 
 

@@ -270,11 +270,15 @@ def interleave(sets: Sequence[LabelledSet]) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def fidelity_of(
-    clean: np.ndarray, before: LabelledSet, after: LabelledSet, recipe: Recipe, most: int = 48
+    before: LabelledSet, after: LabelledSet, recipe: Recipe, most: int = 64
 ) -> dict[str, LabelFidelity]:
-    """Measure for each kind of vacancy what a translation did to atoms and labels, on up to `most` images."""
+    """Measure for each kind of vacancy what a translation did to atoms and labels, on up to `most` images.
+
+    Both images carry the same noise, so what differs is the translation's doing; ``filled_in_before`` and
+    ``invented_before`` say how many sites looked wrong already through that noise.
+    """
     out = {}
-    n = min(most, len(clean))
+    n = min(most, len(before.images))
     sites = before.sites[before.sites["index"] < n]
 
     def positions(kinds: list[str]) -> list[np.ndarray]:
@@ -284,12 +288,11 @@ def fidelity_of(
     columns = other_kinds(sites, recipe)
     for kind in defect_kinds(recipe):
         same = [c for c in columns if c == f"column-{sublattice(kind)}"]
-        if not same:
-            continue
-        out[kind] = label_fidelity(
-            clean[:n], after.images[:n], positions(columns), positions(same), positions([kind]),
-            recipe.sampling_A, reference=before.images[:n],
-        )  # fmt: skip
+        if same and (sites["kind"] == kind).any():
+            every, intact, defects = positions(columns), positions(same), positions([kind])
+            out[kind] = label_fidelity(
+                before.images[:n], after.images[:n], every, intact, defects, recipe.sampling_A
+            )
     return out
 
 
