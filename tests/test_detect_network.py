@@ -23,7 +23,7 @@ def test_any_size_in_is_the_same_size_out(network, size):
 
 @torch.inference_mode()
 def test_a_shift_by_the_stride_shifts_the_output(network):
-    # Spots on an empty field: nothing touches the border, so only the place changes.
+    # A spot on an empty field: nothing touches the border, so only the place changes.
     image = torch.zeros(1, 1, 192, 192)
     image[..., 80:100, 80:100] = torch.randn(20, 20)
     moved = torch.roll(image, (network.multiple, 2 * network.multiple), (-2, -1))
@@ -103,5 +103,6 @@ def test_rare_kinds_weigh_more_within_bounds():
     labels[0, 2, 0, 0] = 1
     weights = class_weights(labels)
     assert weights[0] == 1
-    assert weights[1] == pytest.approx((0.96 / 0.04) ** 0.5)
-    assert weights[2] == weights[3] == 30
+    assert weights[1] == pytest.approx(0.96 / 0.04)
+    assert weights[2] == weights[3] == class_weights(labels, cap=60).max() == 60
+    assert class_weights(labels, cap=10).max() == 10

@@ -1,4 +1,5 @@
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from micrographia.simulate.scenes import Specimen, draw_scene, label_maps, simul
 
 OPTICS = Optics()
 PIXEL_A = 0.2
-SPECIMEN = Specimen(defects={"vacancy-1Se": 0.1, "vacancy-2Se": 0.05})
+SPECIMEN = Specimen(defects={"vacancy-1Se": 0.1, "vacancy-2Se": 0.05}, holes=0.0)
 
 
 def _series(n: int, seed: int = 7, noisy: bool = True, **options):
@@ -39,6 +40,7 @@ def test_an_image_does_not_depend_on_the_number_of_processes(monkeypatch):
             super().__init__(workers, context, *rest)
 
     monkeypatch.setattr(scenes, "GROUP", 2)
+    monkeypatch.setattr(scenes, "BULK", 8)
     monkeypatch.setattr(scenes, "ProcessPoolExecutor", Pool)
     alone, together = _series(16, workers=1), _series(16, workers=2)
     assert started == [(2, "spawn")]
@@ -112,7 +114,8 @@ def test_a_scene_covers_its_field_and_lists_each_column_once():
     assert scene.x_A.min() < 1
     assert scene.x_A.max() > 29
     assert scene.y_A.max() > 19
-    xy = scene.sites[["x_A", "y_A"]].to_numpy()
+    xy = np.stack([scene.site_x_A, scene.site_y_A], axis=1)
+    assert len(xy) == len(scene.site_kind)
     distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1)) + 10 * np.eye(len(xy))
     assert distance.min() > 1
 
@@ -124,6 +127,38 @@ def test_single_atoms_are_all_of_the_named_element():
     assert len(sites) / 2 == pytest.approx((128 * 0.03) ** 2, rel=0.5)
     here = images[sites["index"], sites["y_px"].round().astype(int), sites["x_px"].round().astype(int)]
     assert here.min() > np.median(images)
+
+
+def test_a_hole_holds_neither_atoms_nor_sites():
+    whole = replace(SPECIMEN, angle_deg=(0.0, 0.0), strain=0.0)
+    pierced = replace(whole, holes=1.0)
+    for seed in range(5):
+        one, two = (draw_scene(s, (60.0, 60.0), np.random.default_rng(seed)) for s in (whole, pierced))
+        assert len(two.x_A) < len(one.x_A)
+        atoms = set(zip(two.x_A.round(6), two.y_A.round(6), strict=True))
+        gone = [p for p in zip(one.x_A.round(6), one.y_A.round(6), strict=True) if p not in atoms]
+        centre = np.mean(gone, axis=0)
+        radius = np.sqrt(len(gone) / len(one.x_A) * 60**2 / np.pi)
+        site = np.hypot(two.site_x_A - centre[0], two.site_y_A - centre[1])
+        assert site.min() > 0.3 * radius
+
+
+def test_single_atoms_gather_when_asked():
+    def nearest(share: float) -> float:
+        specimen = Specimen(
+            "single-atoms",
+            {"Pt": 1.0},
+            element="Pt",
+            atoms_per_nm2=(1.0, 1.0),
+            clustering=(share, share),
+            holes=0.0,
+        )
+        scene = draw_scene(specimen, (120.0, 120.0), np.random.default_rng(0))
+        xy = np.stack([scene.site_x_A, scene.site_y_A], axis=1)
+        distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1)) + 1e3 * np.eye(len(xy))
+        return float((distance.min(axis=1) <= 6).mean())
+
+    assert nearest(0.9) > nearest(0.0) + 0.2
 
 
 def test_label_discs_have_their_area_and_their_map():
@@ -158,8 +193,22 @@ def test_impossible_concentrations_are_refused(value):
         Specimen(defects={"vacancy-1Se": value})
 
 
-def test_impossible_specimens_and_numbers_are_refused():
-    with pytest.raises(UserError, match="strain"):
-        Specimen(strain=-0.1)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strain": -0.1},
+        {"disorder_A": float("nan")},
+        {"holes": 2.0},
+        {"angle_deg": (30.0, 10.0)},
+        {"contrast": (0.5, float("inf"))},
+        {"atoms_per_nm2": (float("nan"), 1.0)},
+    ],
+)
+def test_impossible_specimens_are_refused_by_name(change):
+    with pytest.raises(UserError, match=f"specimen.*{next(iter(change))}"):
+        Specimen(**change)
+
+
+def test_no_images_are_refused():
     with pytest.raises(UserError, match="at least 1"):
         _series(0)

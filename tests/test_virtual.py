@@ -8,7 +8,7 @@ from micrographia.simulate.scenes import Specimen
 from micrographia.simulate.virtual import DAYS, _instrument, record
 from micrographia.sites import SITE_COLUMNS
 
-SPECIMEN = Specimen(defects={"vacancy-2Se": 0.05})
+SPECIMEN = Specimen(defects={"vacancy-2Se": 0.05}, holes=0.0)
 
 
 @pytest.fixture(scope="module")
