@@ -119,8 +119,21 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "sampling_A": 0.3,
         "tolerance_A": 1.5,
         "typical_spot_A": 1.3,
-        "specimen": {"material": "single-atoms", "element": "Re", "defects": {"Re": 1.0}},
+        "specimen": {"material": "single-atoms", "element": "Re", "defects": {"Re": 1.0}, "holes": 0.0},
         "optics": {"energy_keV": 200.0, "convergence_mrad": 22.0, "inner_mrad": 70.0},
+        # Films are many times thicker than the heavy atoms' 2 nm support that is simulated atom by atom.
+        "fit": {
+            "prior": {
+                "background": [0.0, 40.0],
+                "speckle": [0.0, 8.0],
+                "contamination": [0.0, 8.0],
+                "counts_per_A2": [1.0, 1000.0],
+                "source_size_A": [0.4, 2.0],
+                "line_jitter_A": [0.005, 0.6],
+                "readout": [0.005, 10.0],
+                "line_gain": [0.0, 2.0],
+            }
+        },
     },
 }
 
