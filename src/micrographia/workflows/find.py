@@ -38,6 +38,8 @@ from micrographia.workflows.stages import (
 Say = Callable[[str], None]
 #: Annotated pictures shown in the report; all are written to the run folder.
 SHOWN = 6
+#: Rows of long tables in the report.
+LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -215,12 +217,12 @@ def write_report(
             f"{len(outside)} of {len(scaled)} images are unlike the images the detector was trained on: "
             f"{', '.join(outside[:5])}. Do not trust what was found in them without a look."
         )
-    for s in list(scaled)[:SHOWN]:
+    for s in list(scaled)[:: -(-len(scaled) // SHOWN)]:
         own = sites[sites["image"] == s.image.name]
         found.figure(f"found-{_slug(s.image.name)}", figures.detections_figure(s.image, own), s.image.name)
-    found.table(
-        sites.groupby(["image", "kind"]).size().rename("sites").reset_index(), "Sites by image and kind"
-    )
+    counts = sites.groupby(["image", "kind"]).size().rename("sites").reset_index()
+    told = f"Sites by image and kind{f': the first {LISTED}, all are in defects.csv' if len(counts) > LISTED else ''}"
+    found.table(counts.head(LISTED), told)
 
     real = report.section("Does the training data look like the experiment?")
     first = training.experiment[0].data
@@ -270,7 +272,7 @@ def write_report(
         )
 
     looked = report.section("The images")
-    looked.table(scale_table(scaled), "Scale, lattice, resolution")
+    looked.table(scale_table(scaled[:LISTED]), "Scale, lattice, resolution")
     for s in list(scaled)[:2]:
         if s.inspection is not None:
             looked.figure(
