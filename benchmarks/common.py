@@ -1,0 +1,76 @@
+"""What all benchmarks share: CPU time, tables, and where they were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+
+def cpu_seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    """CPU time of this process (all its threads) per call, the least of `repeats` calls.
+
+    CPU time, not wall clock, so that other load on the machine counts little; the least, because a disturbance
+    only ever adds.
+    """
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@contextmanager
+def clock():
+    """Yield a dict that holds ``cpu`` and ``wall`` seconds after the block."""
+    out: dict[str, float] = {}
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield out
+    out["cpu"], out["wall"] = time.process_time() - cpu, time.perf_counter() - wall
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def machine(packages: Sequence[str]) -> str:
+    """Return one paragraph: processor, threads, versions, date."""
+
+    def installed(package: str) -> str:
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            return f"{package} absent"
+
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.split(":")[1].strip()
+        for line in (info.read_text().splitlines() if info.exists() else ())
+        if line.startswith("model name")
+    ]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    parts = [installed(p) for p in packages]
+    return (
+        f"Measured on {date.today()}: {processor}, {os.cpu_count()} logical cores (shared with other work), "
+        f"OMP_NUM_THREADS {threads}; Python {platform.python_version()}, {', '.join(parts)}. "
+        "Times are CPU times of the process."
+    )
+
+
+def publish(name: str, title: str, sections: Sequence[str], packages: Sequence[str]) -> None:
+    """Print the page and write it to ``docs/benchmarks/NAME.md``."""
+    text = "\n\n".join([f"# {title}", *sections, machine(packages), f"Repeat: `python benchmarks/{name}.py`"])
+    print(text)
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
