@@ -143,11 +143,11 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 def print_recipe(arguments: argparse.Namespace) -> None:
     """`micrographia recipe`."""
-    from micrographia.workflows.recipe import BUILT_IN, load_recipe, to_toml
+    from micrographia.workflows.recipe import BUILT_IN, built_in, load_recipe, to_toml
 
     if arguments.name is None:
-        for name, values in BUILT_IN.items():
-            specimen = values["specimen"]
-            print(f"{name:14} {specimen['material']}: {', '.join(specimen['defects'])}")
+        for name in BUILT_IN:
+            specimen = built_in(name).specimen
+            print(f"{name:14} {specimen.material}: {', '.join(specimen.defects)}")
     else:
         print(to_toml(load_recipe(arguments.name, arguments.changes)), end="")

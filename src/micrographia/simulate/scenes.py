@@ -65,6 +65,9 @@ class Specimen:
     channelling."""
 
     def __post_init__(self) -> None:
+        if self.material == "single-atoms":
+            # On a film there is one thing to look for, all of it.
+            object.__setattr__(self, "defects", {self.element: 1.0})
         for kind, value in self.defects.items():
             if not 0 < value <= 1:
                 raise UserError(

@@ -14,7 +14,7 @@ from micrographia.simulate.crystals import DICHALCOGENIDES, MATERIALS
 from micrographia.simulate.defects import parse_kind
 from micrographia.simulate.scenes import draw_scene
 from micrographia.training.device import choose_device
-from micrographia.workflows.recipe import BUILT_IN, Recipe, load_recipe
+from micrographia.workflows.recipe import BUILT_IN, Recipe, built_in, load_recipe
 
 #: Material -> the built-in recipe to start from; other dichalcogenides start from that of WSe2.
 RECIPES = {str(values["specimen"]["material"]): name for name, values in BUILT_IN.items()}
@@ -50,16 +50,13 @@ def recipe_for(material: str, defects: Sequence[str] = (), changes: Sequence[str
             f"There is no material '{material}', nor a structure file.{did_you_mean(material, MATERIALS)}"
         )
     name = RECIPES.get(material, "wse2")
-    usual: dict[str, float] = BUILT_IN[name]["specimen"]["defects"]
+    usual = built_in(name).specimen.defects
     kinds = [defect_kind(defect, material) for defect in defects]
     if material == "single-atoms":
         elements = kinds or list(usual)
         if len(elements) > 1:
             raise UserError("single-atoms: name one element to find, for example --defect Re.")
-        first = [
-            f"specimen.element={elements[0]}",
-            f"specimen.defects={_table(dict.fromkeys(elements, 1.0))}",
-        ]
+        first = [f"specimen.element={elements[0]}"]
     elif kinds:
         first = [f"specimen.defects={_table({kind: usual.get(kind, CONCENTRATION) for kind in kinds})}"]
     elif material in RECIPES:
