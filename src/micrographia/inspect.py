@@ -41,7 +41,7 @@ IDEAL_CELLS = {
 SYMMETRY_DEG = {"hexagonal": 60.0, "square": 90.0, "oblique": 180.0}
 #: How much more than one the ratio of the principal stretches may be by distortion; beyond it: oblique.
 MAX_ANISOTROPY = 0.25
-#: Evidence from which on a lattice is certain; noise reaches a third of it.
+#: Evidence from which on a lattice is certain; noise stays far below.
 SURE_EVIDENCE = 100.0
 #: Deviation of the file's pixel size from the lattice's that is worth a warning (if beyond three errors).
 PIXEL_SIZE_TOLERANCE = 0.02

@@ -16,7 +16,7 @@ EXPECTED_SIGNIFICANCE, EXPECTED_NOISE = 7.0, 5.0
 SEARCH_SLACK = 2.0
 #: No spot's place is known better than this part of the resolution, however few spots scatter little.
 PLACE_ERROR = 0.2
-#: Evidence of a lattice: the strongest of some hundred images of noise or amorphous film reached 33.
+#: Evidence of a lattice: the strongest of 426 images of noise or amorphous film reached 13.
 MIN_EVIDENCE = 40.0
 #: Squared signal-to-noise ratio of one unit cell below which a pattern is no picture of atoms.
 MIN_STRENGTH = 1.0
