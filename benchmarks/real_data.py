@@ -65,7 +65,10 @@ def picture(score, folder: Path, size: dict[str, float], path: Path, columns: in
     step = max(1, (len(names) - columns) // columns)
     shown = [*names[:columns], *names[columns::step][:columns]]
     figure = Figure(figsize=(2.6 * columns, 5.6), layout="constrained")
-    for axes, name in zip(figure.subplots(2, columns).flat, shown, strict=False):
+    grid = list(figure.subplots(2, columns).flat)
+    for axes in grid:
+        axes.axis("off")
+    for axes, name in zip(grid, shown, strict=False):
         image: Micrograph = read_images(folder / name)[0]
         axes.imshow(robust_scale(image.data)[0], cmap="gray", vmin=-1, vmax=1.4)
         own = score.outcomes[score.outcomes["image"] == name]
@@ -75,7 +78,6 @@ def picture(score, folder: Path, size: dict[str, float], path: Path, columns: in
                 some["x_px"] / size[name], some["y_px"] / size[name], s=60, fc="none", ec=colour, lw=1.2
             )
         axes.set_title(name, fontsize=7)
-        axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
