@@ -55,6 +55,8 @@ class Specimen:
     """Fraction of images in which the specimen has a hole or an edge."""
     angle_deg: tuple[float, float] = (0.0, 360.0)
     """Range of in-plane rotations, degrees counter-clockwise as seen on the screen."""
+    mean_strain: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Strain (xx, yy, xy) common to all images: a scan that stretches or shears what it sees."""
     strain: float = 0.015
     """Standard deviation of each component of the homogeneous strain (stands for miscalibration and shear,
     too)."""
@@ -98,7 +100,7 @@ class Scene:
 
 def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.Generator) -> Scene:
     """Draw one scene that covers a field of (width, height) Å."""
-    strain = tuple(rng.normal(0, specimen.strain, 3))
+    strain = tuple(rng.normal(specimen.mean_strain, specimen.strain))
     atoms = build_crystal(
         specimen.material,
         field_A,

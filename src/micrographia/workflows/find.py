@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.recipe import Recipe
 from micrographia.workflows.report import Report, figure_png
 from micrographia.workflows.runfolder import RunFolder, versions
-from micrographia.workflows.scale import Scaled, decide_scale, scale_table
+from micrographia.workflows.scale import Scaled, decide_scale, matched, scale_table
 from micrographia.workflows.stages import (
     LabelledSet,
     apply_stage,
@@ -97,6 +97,9 @@ def find_defects(
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")
     for s in scaled:
         say(f"{s.image.name}: {s.image.pixel_size_A:.4g} Å per pixel, {s.why}")
+    recipe = replace(recipe, specimen=matched(recipe.specimen, scaled))
+    strain = " ".join(f"{100 * e:+.1f}" for e in recipe.specimen.mean_strain)
+    say(f"simulated lattices are strained like the measured ones: xx yy xy = {strain} %")
     training = learn(run, [s.image for s in scaled], recipe, say)
     sites, candidates, threshold = training.finder.find_all([s.image for s in scaled], recipe.device)
     metrics = judge(training, [s.image for s in scaled], recipe)

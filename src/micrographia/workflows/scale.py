@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from micrographia.errors import UserError
 from micrographia.inspect import LATTICES, Inspection, inspect_image, spot_scale
 from micrographia.micrograph import Micrograph
+from micrographia.simulate.scenes import Specimen
 from micrographia.workflows.recipe import Recipe
 
 #: A lattice's word counts from this confidence on.
@@ -53,7 +55,8 @@ def _decide(image: Micrograph, recipe: Recipe, material: str | None) -> Scaled:
     if known is not None and from_lattice is not None:
         percent = 100 * (known / from_lattice - 1)
         plausible = 1 / PLAUSIBLE_RATIO < known / from_lattice < PLAUSIBLE_RATIO
-        if plausible and abs(percent) > recipe.trust_lattice_percent:
+        doubt = 3 * (inspection.lattice_error_percent or 0.0) if inspection else 0.0
+        if plausible and abs(percent) > max(recipe.trust_lattice_percent, doubt):
             why = f"from the lattice; the file says {known:.4g} Å, {percent:+.1f} %"
             return Scaled(image.with_pixel_size(from_lattice, "lattice"), inspection, why)
         return Scaled(
@@ -72,6 +75,21 @@ def _decide(image: Micrograph, recipe: Recipe, material: str | None) -> Scaled:
             return Scaled(image.with_pixel_size(recipe.typical_spot_A / width_px, "assumed"), inspection, why)
     looked = f" and no {material} lattice was found in it" if material else ""
     raise UserError(f"{image.name}: the file has no pixel size{looked}; give it with --pixel-size (in Å).")
+
+
+def matched(specimen: Specimen, scaled: Sequence[Scaled]) -> Specimen:
+    """Return the specimen as these images show it: stretched and sheared as their lattices are, on average.
+
+    The scatter between images, and in the measurement, adds to the variation that is simulated anyway.
+    """
+    inspections = [s.inspection for s in scaled if s.inspection and s.inspection.confidence >= SURE_LATTICE]
+    tensors = np.array([i.strain for i in inspections if i.strain is not None])
+    if not len(tensors):
+        return specimen
+    parts = np.stack([tensors[:, 0, 0], tensors[:, 1, 1], (tensors[:, 0, 1] + tensors[:, 1, 0]) / 2], axis=1)
+    xx, yy, xy = (float(v) for v in np.median(parts, axis=0))
+    spread = float(np.median(np.abs(parts - [xx, yy, xy]))) * 1.48
+    return replace(specimen, mean_strain=(xx, yy, xy), strain=float(np.hypot(specimen.strain, spread)))
 
 
 def scale_table(scaled: Sequence[Scaled]) -> pd.DataFrame:
