@@ -106,7 +106,7 @@ def test_conditions_are_fitted_once_and_read_back(run, monkeypatch):
 
 
 def test_a_library_is_translated_with_its_sites(shared, monkeypatch):
-    run, tuned, clean = shared
+    run, tuned, _ = shared
     translator, history = stages.translate_stage(run, tuned, _experiment(), RECIPE, _quiet)
     assert history["frechet"].notna().sum() == 2
     assert len(list(run.path.glob("stages/translate-*/samples/*.png"))) == 2
@@ -121,7 +121,7 @@ def test_a_library_is_translated_with_its_sites(shared, monkeypatch):
     again, _ = stages.translate_stage(run, tuned, _experiment(), RECIPE, _quiet)
     assert np.array_equal(stages.apply_stage(run, again, tuned, RECIPE, _quiet).images, translated.images)
 
-    fidelity = stages.fidelity_of(clean, tuned, translated, RECIPE)
+    fidelity = stages.fidelity_of(tuned, translated, RECIPE)
     assert set(fidelity) == {"vacancy-2Se"}
 
 
