@@ -91,7 +91,7 @@ def find_defects(
     device = choose_device(recipe.device)
     micrographs, failures = read_folder(images, recipe.pixel_size_A or None)
     for path, reason in failures:
-        say(f"left out: {path}: {reason}")
+        say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
     scaled = decide_scale(micrographs, recipe)
     run = RunFolder(out, recipe, resume)
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")

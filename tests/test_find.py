@@ -1,0 +1,127 @@
+"""The whole journey at the smallest size: through the command line, on files, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from micrographia.cli.main import main
+from micrographia.io import read_images, write_image
+from micrographia.simulate.probe import Optics
+from micrographia.simulate.scenes import Specimen
+from micrographia.simulate.virtual import record
+
+TINY = [
+    "library.images=16", "library.size_px=96", "fit.simulations=100", "fit.rounds=2", "fit.max_patches=8",
+    "fit.patch_px=64", "translate.steps=4", "translate.batch=1", "translate.patch_px=64", "translate.width=8",
+    "translate.blocks=1", "translate.evaluate_every=2", "detect.steps=160", "detect.width=8", "detect.patch_px=64",
+    "detect.levels=1", "detect.symmetries=false", "specimen.defects={\"vacancy-2Se\" = 0.1}",
+    "fit.prior.counts_per_A2=[1000, 3000]", "fit.prior.contamination=[0, 0.1]", "fit.prior.speckle=[0, 0.05]",
+    "fit.prior.readout=[0.005, 0.02]", "fit.prior.line_jitter_A=[0.005, 0.02]", "fit.prior.blur_px=[0, 0.3]",
+    "fit.prior.source_size_A=[0.6, 0.9]", "fit.prior.slow_jitter_A=[0.02, 0.1]", "fit.prior.afterglow_px=[0, 0.3]",
+    "fit.prior.background=[0, 0.2]", "device=cpu",
+]  # fmt: skip
+SETTINGS = [word for change in TINY for word in ("--set", change)]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    images, truth = record("day-b", Specimen(defects={"vacancy-2Se": 0.05}), Optics(), 3, (192, 192), 0.2, 3)
+    for image in images:
+        write_image(folder / image.name, image)
+    truth[truth["kind"] == "vacancy-2Se"].to_csv(folder / "truth.csv", index=False)
+    (folder / "broken.dm4").write_bytes(b"not a dm4 file")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(scans, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["run", "wse2", "--images", str(scans), "--out", str(out), *SETTINGS]) == 0
+    return out
+
+
+def test_a_run_leaves_everything_behind(run_folder, scans):
+    sites = pd.read_csv(run_folder / "defects.csv")
+    assert {"image", "x_px", "y_px", "kind", "confidence"} <= set(sites.columns)
+    assert set(sites["kind"]) <= {"vacancy-2Se"}
+    assert set(sites["image"]) <= {p.name for p in scans.glob("*.tif")}
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["sites"] == len(sites)
+    assert 0 < metrics["threshold"] <= 1
+    assert [reason for path, reason in metrics["images_left_out"] if path.endswith("broken.dm4")]
+    assert {"noise-free", "simulated", "translated"} <= metrics["distance_to_experiment"].keys()
+    assert "fid_floor" in metrics["distance_to_experiment"]["simulated"]
+    report = (run_folder / "report.html").read_text()
+    assert "What was found" in report
+    assert "vacancy-2Se" in (run_folder / "recipe.toml").read_text()
+    name = sorted(scans.glob("*.tif"))[0].name
+    assert (run_folder / "annotated" / f"{name}.png").stat().st_size > 1000
+    marked = read_images(run_folder / "annotated" / f"{name}.hspy")[0]
+    assert marked.shape == (192, 192)
+    assert marked.pixel_size_A == pytest.approx(0.2, rel=0.02)
+
+
+def test_a_run_folder_is_not_overwritten_and_resumes_without_work(run_folder, scans, capsys):
+    words = ["run", "wse2", "--images", str(scans), "--out", str(run_folder), *SETTINGS]
+    assert main(words) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, "--set", "seed=5", "--resume"]) == 2
+    assert "another recipe" in capsys.readouterr().err
+    before = (run_folder / "defects.csv").read_bytes()
+    assert main([*words, "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("done before") == 5
+    assert (run_folder / "defects.csv").read_bytes() == before
+
+
+def test_a_killed_run_resumes_to_the_same_result(run_folder, scans, tmp_path):
+    out = tmp_path / "killed"
+    words = [
+        sys.executable,
+        "-m",
+        "micrographia.cli.main",
+        "run",
+        "wse2",
+        "--images",
+        str(scans),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen([*words, *SETTINGS], stderr=subprocess.DEVNULL, env=dict(os.environ))
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(out.glob("stages/detect-*/training/member-0/last.safetensors")):
+            break
+        time.sleep(0.05)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "defects.csv").exists()
+    assert main(["run", "wse2", "--images", str(scans), "--out", str(out), *SETTINGS, "--resume"]) == 0
+    assert (out / "defects.csv").read_bytes() == (run_folder / "defects.csv").read_bytes()
+
+
+def test_evaluate_reads_what_a_run_wrote(run_folder, scans, capsys):
+    words = ["evaluate", str(run_folder / "defects.csv"), str(scans / "truth.csv"), "--tolerance", "1.0"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["f1"] > 0.5  # two missing atoms at a high dose: even this tiny training sees them
+
+
+def test_images_without_scale_or_lattice_are_refused(tmp_path, capsys):
+    import numpy as np
+
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(128, 128)).astype("float32"))
+    words = ["run", "wse2", "--images", str(tmp_path / "noise.npy"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "--pixel-size" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
