@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
@@ -236,6 +236,7 @@ def test_sampling_at_a_constant_displacement_reads_from_there():
 # ----------------------------------------------------------------------------------------------- conditions
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=len(NAMES), max_size=len(NAMES)))
 def test_the_unit_cube_maps_into_the_ranges(unit):
     ranges = Conditions()
@@ -252,6 +253,7 @@ def test_the_middle_of_the_cube_is_the_arithmetic_or_the_geometric_mean():
         assert values[name][0] == pytest.approx(middle)
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3))
 def test_folding_back_stays_in_the_cube_and_leaves_the_inside_alone(value):
     folded = float(_reflect(np.array([value]))[0])

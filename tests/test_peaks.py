@@ -99,6 +99,7 @@ def test_maps_smaller_than_a_site_hold_none(shape):
     assert len(find_peaks(np.random.default_rng(0).random((1, *shape)), ["a"], 4.0)) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 30), st.floats(0, 1)), max_size=25))
 def test_suppression_keeps_the_best_and_only_drops_neighbours_of_better_ones(points):
     assume(len({p[2] for p in points}) == len(points))
@@ -108,7 +109,7 @@ def test_suppression_keeps_the_best_and_only_drops_neighbours_of_better_ones(poi
     for px, py, c in points:
         if not ((kept["x_px"] == px) & (kept["y_px"] == py)).any():
             better = kept[kept["confidence"] > c]
-            assert (np.hypot(better["x_px"] - px, better["y_px"] - py) < 4).any()
+            assert (np.hypot(better["x_px"] - px, better["y_px"] - py) < 4 + 1e-9).any()
 
 
 def test_suppression_of_many_sites_is_quick():
