@@ -231,7 +231,7 @@ class DefectFinder:
 
             return function
 
-        tile = 256 if max(scaled.shape) > 160 else 128
+        tile = 256 if max(scaled.shape) > 96 else 128
         return np.stack(
             [
                 apply_tiled(apply(network.to(where).eval()), image, tile, 64).numpy()
