@@ -19,7 +19,8 @@ import torch
 from common import clock, cpu_seconds, publish, table
 
 from micrographia.detect.finder import DefectFinder, DetectConfig
-from micrographia.metrics.matching import score_sites
+from micrographia.errors import UserError
+from micrographia.metrics.matching import DetectionScore, score_sites
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.patches import random_crops
 from micrographia.simulate.probe import Optics
@@ -30,7 +31,7 @@ from micrographia.sites import concat_sites, make_sites
 PIXEL_A, RADIUS_A, TOLERANCE_A, BORDER_A = 0.2, 0.7, 1.0, 1.6
 KINDS, OTHERS = ["vacancy-1Se"], ["column-W", "column-Se"]
 CLASSES = KINDS + OTHERS
-THRESHOLDS = np.arange(0.1, 0.95, 0.1)
+THRESHOLDS = np.arange(0.1, 0.95, 0.05)
 
 
 def import_segmentor():
@@ -82,12 +83,14 @@ class AtomAI:
     def maps(self, image: np.ndarray) -> np.ndarray:
         return self.model.predict(self.scale(image), compute_coords=False, norm=False, verbose=False)
 
-    def find(self, micrograph: Micrograph, threshold: float | None = None) -> pd.DataFrame:
+    def find(
+        self, micrograph: Micrograph, threshold: float | None = None, kind: str = KINDS[0]
+    ) -> pd.DataFrame:
         _, found = self.model.predict(
             self.scale(micrograph.data), norm=False, verbose=False, thresh=threshold or self.threshold
         )
-        rows = found[0][found[0][:, 2] == 0]
-        return make_sites(micrograph.name, rows[:, 1], rows[:, 0], KINDS[0])
+        rows = found[0][found[0][:, 2] == CLASSES.index(kind)]
+        return make_sites(micrograph.name, rows[:, 1], rows[:, 0], kind)
 
     def choose_threshold(self, micrographs: list[Micrograph], truth: pd.DataFrame) -> None:
         def f1(threshold: float) -> float:
@@ -105,17 +108,24 @@ def quiet():
         yield
 
 
-def judge(found: pd.DataFrame, truth: pd.DataFrame, micrographs: list[Micrograph]):
+def judge(
+    found: pd.DataFrame, truth: pd.DataFrame, micrographs: list[Micrograph], kind: str = KINDS[0]
+) -> DetectionScore:
     shapes = {m.name: m.data.shape for m in micrographs}
     return score_sites(
-        found, truth, TOLERANCE_A / PIXEL_A, BORDER_A / PIXEL_A, shapes, KINDS, images=list(shapes)
+        found, truth, TOLERANCE_A / PIXEL_A, BORDER_A / PIXEL_A, shapes, [kind], images=list(shapes)
     )
 
 
-def steps_for(budget_s: float, fit, few: int = 6) -> int:
+def steps_for(budget_s: float, fit, few: int = 10) -> int:
     """How many training steps fit into the budget: the slope between a short and a longer training."""
-    fit(2)  # imports, caches
-    times = [cpu_seconds(lambda n=n: fit(n)) for n in (few, 3 * few)]
+
+    def train(steps: int) -> None:
+        with contextlib.suppress(UserError):  # so short a training finds nothing
+            fit(steps)
+
+    train(2)  # imports, caches
+    times = [cpu_seconds(lambda n=n: train(n)) for n in (few, 3 * few)]
     return max(20, int(budget_s / max((times[1] - times[0]) / (2 * few), 1e-3)))
 
 
@@ -151,6 +161,8 @@ def main() -> None:
     with quiet():
         found = concat_sites(ours.find(m, device="cpu") for m in test)
         found_theirs = concat_sites(theirs.find(m) for m in test)
+        columns = concat_sites(theirs.find(m, kind="column-W") for m in test)
+    their_columns = judge(columns, test_truth, test, "column-W").f1
     our_score, their_score = judge(found, test_truth, test), judge(found_theirs, test_truth, test)
 
     megapixels = test[0].data.size / 1e6
@@ -183,12 +195,14 @@ def main() -> None:
         f"pixels (the last {held} only to choose the threshold) for {budget:.0f} s of CPU each, tested on "
         f"{len(test)} images of 512² with {truth_count} vacancies, tolerance {TOLERANCE_A} Å, border "
         f"{BORDER_A} Å. Both learn the same three classes. AtomAI with its defaults, weight averaging and "
-        f"rotations; its threshold ({theirs.threshold:.1f}) was chosen on the same held-out images as ours.\n\n"
+        f"rotations; its threshold ({theirs.threshold:.2f}) was chosen on the same held-out images as ours.\n\n"
         + table(header, rows)
         + f"\n\nPrediction is **{speed['ours'] / speed['theirs']:.1f} times** as fast to positions, "
-        f"{speed['our maps'] / speed['their maps']:.1f} times to maps."
+        f"{speed['our maps'] / speed['their maps']:.1f} times to maps. AtomAI "
+        f"finds the frequent W columns with F1 {their_columns:.3f} after the same training: it is the rare class, "
+        "which its plain cross-entropy does not balance, that needs more steps."
     )
-    publish("detection", "Detection", [section], ["micrographia", "torch", "atomai"])
+    publish("detection", "Detection", [section], ["torch", "atomai"])
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def against_incostem() -> str:
     return (
         f"## One labelled image\n\nNoise-free WSe2, 1024² pixels, {atoms} atoms, six label maps, one thread.\n\n"
         + table(["program", "work", "CPU s", "times faster"], rows)
-        + "\n\nIncostem's figure comes from its user's notes, on another machine: the ratio is a rough one."
+        + "\n\nIncostem's figure (0.43 to 0.46 s for 14,022 atoms) was measured elsewhere: the ratio is a rough one."
     )
 
 
@@ -179,7 +179,7 @@ def main() -> None:
         sections.append(against_multislice())
     except UserError as error:
         sections.append(f"## Against frozen-phonon multislice\n\nNot measured: {error}")
-    publish("simulation", "Simulation", sections, ["micrographia", "torch", "numpy", "abtem"])
+    publish("simulation", "Simulation", sections, ["torch", "numpy", "abtem"])
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main() -> None:
     section = text + table(
         ["layout", "patch", "batch", "implementation", "CPU s per step", "times faster"], rows
     )
-    publish("translation", "CycleGAN training", [section], ["micrographia", "torch"])
+    publish("translation", "CycleGAN training", [section], ["torch"])
 
 
 if __name__ == "__main__":
