@@ -404,7 +404,7 @@ def test_everyday_names_of_defects(name, material, kind):
 
 def test_find_makes_the_recipe_that_run_would_take():
     recipe = shorthand.recipe_for("wse2", ["Se-vacancy", "double-Se-vacancy"], ["seed=3"])
-    assert recipe.specimen.defects == {"vacancy-1Se": 0.08, "vacancy-2Se": 0.04}
+    assert recipe.specimen.defects == {"vacancy-1Se": 0.04, "vacancy-2Se": 0.02}
     assert (recipe.name, recipe.seed) == ("wse2", 3)
     assert shorthand.recipe_for("MoTe2").specimen.defects.keys() == {"vacancy-1Te", "vacancy-2Te"}
     platinum = shorthand.recipe_for("single-atoms", ["Pt"])

@@ -32,7 +32,7 @@ from micrographia.translate.cyclegan import TranslateConfig
 class LibraryConfig:
     """The labelled images that the networks learn from."""
 
-    images: int = 240
+    images: int = 300
     """Number of simulated images."""
     size_px: int = 192
     """Edge of an image at the working sampling."""
@@ -95,11 +95,11 @@ class Recipe:
 #: What each built-in recipe changes. Optics are nominal; fitted conditions vary about them.
 BUILT_IN: dict[str, dict[str, Any]] = {
     "wse2": {
-        "specimen": {"material": "WSe2", "defects": {"vacancy-1Se": 0.08, "vacancy-2Se": 0.04}},
+        "specimen": {"material": "WSe2", "defects": {"vacancy-1Se": 0.04, "vacancy-2Se": 0.02}},
         "optics": {"energy_keV": 80.0, "convergence_mrad": 25.2},
     },
     "mos2": {
-        "specimen": {"material": "MoS2", "defects": {"vacancy-1S": 0.08, "vacancy-2S": 0.04}},
+        "specimen": {"material": "MoS2", "defects": {"vacancy-1S": 0.04, "vacancy-2S": 0.02}},
         "optics": {"energy_keV": 60.0, "convergence_mrad": 31.0},
     },
     "graphene-si": {
