@@ -433,7 +433,7 @@ def test_steps_from_simulation_to_found_sites(capsys, tmp_path):
     words = ["simulate", "--noise-free", "--set", defects, "--quiet"]
     assert main([*words, "--n", "20", "--size-px", "72", "--out", str(library)]) == 0
     assert main([*words, "--n", "2", "--size-px", "120", "--seed", "5", "--out", str(truth)]) == 0
-    small = [f"--set=detect.{c}" for c in ("steps=80", "patch_px=64", "width=16", "batch=4")]
+    small = [f"--set=detect.{c}" for c in ("steps=200", "patch_px=64", "width=16", "batch=4")]
     assert main(["detect", "fit", "--library", str(library), "--out", str(model), *small, "--quiet"]) == 0
     assert main(["detect", "apply", str(model), str(truth), "--out", str(found)]) == 0
     capsys.readouterr()

@@ -202,8 +202,12 @@ class DefectFinder:
             own = (self.validation["kind"] == kind).to_numpy()
             self.density_per_A2[kind] = float(chance[own].sum() / area_A2)
         curve = precision_recall_curve(concat_sites(found), concat_sites(truth), tolerance_px)
-        self.threshold = float(np.clip(best_threshold(curve), FAINTEST, 0.95))
-        best = curve.iloc[(curve["threshold"] - self.threshold).abs().argmin()]
+        chosen = best_threshold(curve)
+        best = curve.iloc[(curve["threshold"] - chosen).abs().argmin()]
+        # Half-way to the next candidate: the weakest true site of a few images is no safe limit for others.
+        below = curve["threshold"][curve["threshold"] < chosen].max()
+        below = FAINTEST if np.isnan(below) else below
+        self.threshold = float(np.clip((chosen + below) / 2, FAINTEST, 0.95))
         self.validation_scores = {k: float(best[k]) for k in ("precision", "recall", "f1")}
 
     # -------------------------------------------------------------------------------------------------- find
