@@ -7,7 +7,7 @@ of a series depends on the seed and on `i` only, never on the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -225,14 +225,13 @@ def simulate_series(
     job = partial(_simulate_group, specimen, optics, shape, pixel_size_A, seed)
     parts = [({k: v[a:b] for k, v in conditions.items()} if conditions else None) for a, b in groups]
     workers = min(workers or torch.get_num_threads(), len(groups))
-    results: Iterator = map(job, groups, parts)
     if workers > 1 and len(groups) >= BULK:
         # spawn: a forked child of a process that already runs torch's threads can hang.
         spawn = get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
             done = list(pool.map(job, groups, parts))
     else:
-        done = list(results)
+        done = list(map(job, groups, parts))
     images, clean, sites = zip(*done, strict=True)
     columns = [np.concatenate(part) for part in zip(*sites, strict=True)]
     table = pd.DataFrame(dict(zip(("index", "x_px", "y_px", "kind"), columns, strict=True)))
