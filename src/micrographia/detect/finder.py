@@ -28,6 +28,8 @@ from micrographia.training.supervised import Supervised
 
 #: Sites below this confidence are never reported.
 FAINTEST = 0.05
+#: Overlap of the tiles that are searched, and about the longest edge of one (memory).
+OVERLAP_PX, LONGEST_TILE_PX = 64, 576
 
 
 @dataclass(frozen=True)
@@ -228,20 +230,18 @@ class DefectFinder:
             def function(tiles: Tensor) -> Tensor:
                 total = torch.zeros(())
                 for k in turns:
-                    logits = network(dihedral(tiles.to(where), k))[:, : len(self.kinds)]
+                    turned = dihedral(tiles.to(where), k).contiguous(memory_format=torch.channels_last)
+                    logits = network(turned)[:, : len(self.kinds)]
                     confidence = (logits.float().cpu() - self.log_weights[:, None, None]).sigmoid()
                     total = total + dihedral_inverse(confidence, k)
                 return total / len(turns)
 
             return function
 
-        tile = 256 if max(scaled.shape) > 96 else 128
-        return np.stack(
-            [
-                apply_tiled(apply(network.to(where).eval()), image, tile, 64).numpy()
-                for network in self.networks
-            ]
-        )
+        tile = _fitting_tile(max(scaled.shape))
+        for network in self.networks:
+            network.to(where, memory_format=torch.channels_last).eval()
+        return np.stack([apply_tiled(apply(n), image, tile, OVERLAP_PX).numpy() for n in self.networks])
 
     def _peaks(self, scaled: np.ndarray, name: str, device: str = "cpu") -> pd.DataFrame:
         maps = self._maps(scaled, device)
@@ -354,6 +354,13 @@ class DefectFinder:
             network.load_state_dict(states[name])
             finder.networks.append(network.eval())
         return finder
+
+
+def _fitting_tile(length: int) -> int:
+    """Return the edge of tiles that cover `length` px with little to spare (see `patches.apply_tiled`)."""
+    covered = length - OVERLAP_PX // 2  # tiles overlap, and reach beyond the image by a quarter of that
+    tiles = max(1, -(-covered // (LONGEST_TILE_PX - OVERLAP_PX)))
+    return max(128, OVERLAP_PX + 8 * -(-covered // (8 * tiles)))
 
 
 def _build(outputs: int, config: DetectConfig, seed: int) -> ResidualUNet:

@@ -43,17 +43,19 @@ def find_peaks(
     reach = max(1, round(radius_px))
     offsets = np.arange(-reach, reach + 1)
     disc = np.hypot(*np.meshgrid(offsets, offsets)) <= radius_px + 0.25
+    dy, dx = (o[disc] for o in np.meshgrid(offsets, offsets, indexing="ij"))
     for kind, confidence in zip(kinds, maps, strict=True):
-        inside = np.zeros(confidence.shape, dtype=bool)
-        inside[reach:-reach, reach:-reach] = True
         smooth = ndimage.gaussian_filter(confidence, 0.35 * radius_px, mode="nearest")
-        top = smooth == ndimage.maximum_filter(smooth, footprint=disc, mode="nearest")
-        row, col = np.nonzero(top & inside & (confidence > threshold))
+        # Few pixels are above the threshold: only they are compared with their surroundings.
+        row, col = np.nonzero(confidence[reach:-reach, reach:-reach] > threshold)
+        row, col = row + reach, col + reach
+        top = (smooth[row[:, None] + dy, col[:, None] + dx] <= smooth[row, col, None]).all(axis=1)
+        row, col = row[top], col[top]
         here = smooth[row, col]
-        dy, bend_y = _vertex(smooth[row - 1, col], here, smooth[row + 1, col])
-        dx, bend_x = _vertex(smooth[row, col - 1], here, smooth[row, col + 1])
+        shift_y, bend_y = _vertex(smooth[row - 1, col], here, smooth[row + 1, col])
+        shift_x, bend_x = _vertex(smooth[row, col - 1], here, smooth[row, col + 1])
         peaked = bend_x + bend_y > 1e-4  # every pixel of a flat region equals its maximum
-        x, y = (col + dx)[peaked], (row + dy)[peaked]
+        x, y = (col + shift_x)[peaked], (row + shift_y)[peaked]
         tables.append(make_sites(image, x, y, kind, confidence[row, col][peaked]))
     return suppress_neighbours(concat_sites(tables), radius_px)
 
