@@ -103,8 +103,7 @@ def test_generators_do_not_learn_from_the_critics_loss():
     model.training_step(_batch(), 0, _generator())
     frozen = {name: copy.deepcopy(model.networks[name].state_dict()) for name in model.ema_networks}
     model.optimizers["critics"].zero_grad()
-    model._critics_step("experiment", *_batch(3))
-    model.optimizers["critics"].step()
+    model._critics_step({"experiment": _batch(3)})
     for name, state in frozen.items():
         assert all(torch.equal(v, state[k]) for k, v in model.networks[name].state_dict().items())
 

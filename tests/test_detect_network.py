@@ -82,7 +82,17 @@ def test_the_weight_of_a_kind_multiplies_its_pixels():
     plain, heavy = (balanced_loss(wrong_inside, target, torch.tensor([w])) for w in (1.0, 9.0))
     miss, hit = (binary_cross_entropy_with_logits(torch.tensor(-3.0), torch.tensor(t)) for t in (1.0, 0.0))
     assert plain == pytest.approx(float(miss + hit) / 2)
-    assert heavy == pytest.approx(float(9 * miss + hit) / 10)
+    assert heavy == pytest.approx(float(9 * miss + hit) / 2)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
+    logits, target, weights = (
+        torch.randn(4, 2, 8, 8),
+        torch.rand(4, 2, 8, 8).round(),
+        torch.tensor([3.0, 20.0]),
+    )
+    parts = [balanced_loss(logits[i : i + 2], target[i : i + 2], weights) for i in (0, 2)]
+    torch.testing.assert_close(balanced_loss(logits, target, weights), sum(parts) / 2)
 
 
 def test_balancing_multiplies_the_odds_that_are_optimal():

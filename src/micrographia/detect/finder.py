@@ -240,7 +240,7 @@ class DefectFinder:
 
         tile = _fitting_tile(max(scaled.shape))
         for network in self.networks:
-            network.to(where, memory_format=torch.channels_last).eval()
+            network.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         return np.stack([apply_tiled(apply(n), image, tile, OVERLAP_PX).numpy() for n in self.networks])
 
     def _peaks(self, scaled: np.ndarray, name: str, device: str = "cpu") -> pd.DataFrame:
@@ -377,7 +377,9 @@ def _trainable(network: ResidualUNet, weights: Tensor, config: DetectConfig) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=0.05, cycle_momentum=False
     )
-    return Supervised(network, loss, optimizer, schedule, max_gradient_norm=1.0)
+    # Parts of two patches: cores share them, and their number does not depend on that of the cores.
+    parts = max(1, config.batch // 2)
+    return Supervised(network, loss, optimizer, schedule, parts, max_gradient_norm=2.0)
 
 
 def _batches(

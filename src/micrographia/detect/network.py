@@ -71,12 +71,12 @@ def _stack(width: int, blocks: int) -> nn.Sequential:
 def balanced_loss(logits: Tensor, target: Tensor, positive_weight: Tensor) -> Tensor:
     """Class-balanced cross-entropy ``[N, K, H, W]`` against soft targets in [0, 1].
 
-    Pixels count ``1 + (w_k - 1) * target``: a rare kind weighs as much as its surroundings (`positive_weight`
-    ``[K]``), and the soft edge of its disc proportionally less.
+    The mean over all pixels, which count ``1 + (w_k - 1) * target``: a rare kind weighs as much as its
+    surroundings (`positive_weight` ``[K]``), and the soft edge of its disc proportionally less.
     """
     loss = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     weight = 1 + (positive_weight.view(1, -1, 1, 1) - 1) * target
-    return (loss * weight).sum() / weight.sum()
+    return (loss * weight).mean()
 
 
 def class_weights(labels: Tensor, cap: float = 60.0) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from micrographia.training.distributed import optimizer_step
+from micrographia.training.parallel import backward_side_by_side
 
 
 class Supervised:
@@ -25,7 +27,9 @@ class Supervised:
     scheduler : LRScheduler, optional
         Stepped once per training step.
     accumulate : int
-        Micro-batches per step: the gradients are those of the whole batch, the memory that of one part.
+        Micro-batches per step: the gradients are those of the whole batch, the memory that of one part. On
+        the CPU the parts are computed side by side (see `training.parallel`): with more than one, the
+        network may not use dropout or batch normalisation there.
     max_gradient_norm : float
         Longer gradients are clipped to this length; 0 = never.
     """
@@ -52,14 +56,16 @@ class Supervised:
         self, batch: Sequence[Tensor], step: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Take one optimiser step on a batch ``(inputs [N, ...], *targets [N, ...])``."""
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=batch[0].device)
-        for weight, (inputs, *targets) in micro_batches(batch, self.accumulate):
-            loss = weight * self.loss(self.network(inputs).float(), *targets)
-            loss.backward()
-            total += loss.detach()
+        parts = list(micro_batches(batch, self.accumulate))
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        losses = backward_side_by_side([partial(self._part, *part) for part in parts], parameters)
         optimizer_step(self.optimizer, self.max_gradient_norm)
-        return {"loss": total}
+        return {"loss": torch.stack(losses).sum()}
+
+    def _part(self, weight: float, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, *targets = batch
+        loss = weight * self.loss(self.network(inputs).float(), *targets)
+        return loss, loss.detach()
 
 
 def micro_batches(batch: Sequence[Tensor], parts: int) -> Iterator[tuple[float, Sequence[Tensor]]]:

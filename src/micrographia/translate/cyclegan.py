@@ -11,7 +11,9 @@ invisible patterns that F reads back, and the cycle constrains nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from micrographia.errors import UserError
 from micrographia.training.distributed import optimizer_step
+from micrographia.training.parallel import backward_side_by_side
 from micrographia.translate.networks import (
     CompactGenerator,
     FourierView,
@@ -166,38 +169,52 @@ class CycleGAN:
         """Step the generators, then the discriminators, on (simulated, experimental) patches."""
         x, y = batch
         fake_y, fake_x, losses = self._generators_step(x, y, generator)
-        self.optimizers["critics"].zero_grad(set_to_none=True)
-        losses |= self._critics_step("experiment", y, self.pools["experiment"].mix(fake_y, generator))
-        losses |= self._critics_step("simulation", x, self.pools["simulation"].mix(fake_x, generator))
-        optimizer_step(self.optimizers["critics"])
-        return losses
+        mixed = {"experiment": (y, fake_y), "simulation": (x, fake_x)}
+        mixed = {d: (real, self.pools[d].mix(fake, generator)) for d, (real, fake) in mixed.items()}
+        return losses | self._critics_step(mixed)
 
     def _generators_step(
         self, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        config, n = self.config, len(x)
+        """Both directions side by side; what each network is asked to leave alone is judged with the other."""
+        config = self.config
         to_y, to_x = self.networks["to_experiment"], self.networks["to_simulation"]
+        noise = torch.randn((8, *x.shape), generator=generator, device=x.device)
 
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, device=like.device)
+        def same(image: Tensor) -> Tensor:
+            return image
 
-        # Both inputs of a network go through it at once: translation and identity share a forward pass.
-        fake_y, same_y = to_y(torch.cat([x, y]), noise(torch.cat([x, y]))).float().split(n)
-        fake_x, same_x = to_x(torch.cat([y, x]), noise(torch.cat([y, x]))).float().split(n)
-        back_x = to_x(fake_y + config.backward_noise * noise(fake_y), noise(fake_y))
-        back_y = to_y(fake_x + config.backward_noise * noise(fake_x), noise(fake_x))
+        def around(
+            there: nn.Module,
+            back: nn.Module,
+            domain: str,
+            start: Tensor,
+            noise: Tensor,
+            compare: Callable[[Tensor], Tensor],
+        ) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+            fake = there(start, noise[0]).float()
+            returned = back(fake + config.backward_noise * noise[1], noise[2])
+            untouched = back(start, noise[3])
+            cycle = (compare(returned) - compare(start)).abs().mean()
+            identity = (compare(untouched) - compare(start)).abs().mean()
+            adversarial = self._fooling(domain, fake)
+            loss = adversarial + config.cycle / 2 * cycle + config.identity / 2 * identity
+            values = {"adversarial": adversarial, "cycle": cycle, "identity": identity}
+            return loss, (fake.detach(), {k: v.detach() for k, v in values.items()})
 
-        cycle = (back_x - x).abs().mean() + (_low_pass(back_y) - _low_pass(y)).abs().mean()
-        identity = (_low_pass(same_y) - _low_pass(y)).abs().mean() + (same_x - x).abs().mean()
         self._critics_learn(False)
-        adversarial = self._fooling("experiment", fake_y) + self._fooling("simulation", fake_x)
-        loss = adversarial + config.cycle / 2 * cycle + config.identity / 2 * identity
-        self.optimizers["generators"].zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer_step(self.optimizers["generators"])
+        optimizer = self.optimizers["generators"]
+        (fake_y, forth), (fake_x, back) = backward_side_by_side(
+            [
+                partial(around, to_y, to_x, "experiment", x, noise[:4], same),
+                partial(around, to_x, to_y, "simulation", y, noise[4:], _low_pass),
+            ],
+            optimizer.param_groups[0]["params"],
+            at_once=config.layout != "khan2023",  # its dropout draws from the one global generator
+        )
+        optimizer_step(optimizer)
         self._critics_learn(True)
-        values = {"adversarial": adversarial.detach(), "cycle": cycle.detach(), "identity": identity.detach()}
-        return fake_y.detach(), fake_x.detach(), values
+        return fake_y, fake_x, {name: forth[name] + back[name] for name in forth}
 
     def _critics_learn(self, learn: bool) -> None:
         """Leave the critics' own gradients out of the generators' step: a sixth of its work, thrown away."""
@@ -212,16 +229,21 @@ class CycleGAN:
         fourier = (self.networks[f"fourier_{domain}"](fake) - 1).square().mean()
         return (image + self.config.fourier * fourier) / (1 + self.config.fourier)
 
-    def _critics_step(self, domain: str, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        losses = {}
-        for name in (f"image_{domain}", f"fourier_{domain}"):
-            if name.startswith("fourier") and not self.config.fourier:
-                continue
-            scores_real, scores_fake = self.networks[name](torch.cat([real, fake])).float().split(len(real))
-            loss = ((scores_real - 1).square().mean() + scores_fake.square().mean()) / 2
-            loss.backward()
-            losses[f"critic_{name}"] = loss.detach()
-        return losses
+    def _critics_step(self, mixed: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Show every critic the real and the translated images of its domain."""
+
+        def judge(name: str) -> tuple[Tensor, Tensor]:
+            real, fake = mixed[name.rpartition("_")[2]]
+            on_real, on_fake = self.networks[name](torch.cat([real, fake])).float().split(len(real))
+            loss = ((on_real - 1).square().mean() + on_fake.square().mean()) / 2
+            return loss, loss.detach()
+
+        views = ("image", "fourier") if self.config.fourier else ("image",)
+        names = [f"{view}_{domain}" for domain in mixed for view in views]
+        parameters = [p for name in names for p in self.networks[name].parameters()]
+        losses = backward_side_by_side([partial(judge, name) for name in names], parameters)
+        optimizer_step(self.optimizers["critics"])
+        return {f"critic_{name}": loss for name, loss in zip(names, losses, strict=True)}
 
 
 def generator(config: TranslateConfig) -> nn.Module:

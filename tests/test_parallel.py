@@ -1,0 +1,66 @@
+"""Gradients side by side: the same as one backward pass, whatever the number of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from micrographia.training.parallel import backward_side_by_side
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 3))
+
+
+def terms(network, n=5):
+    inputs = torch.randn(n, 2, 1, 20, 20, generator=torch.Generator().manual_seed(1))
+
+    def term(x):
+        loss = network(x).square().mean()
+        return loss, float(loss.detach())
+
+    return [lambda x=x: term(x) for x in inputs]
+
+
+def test_it_is_the_gradient_of_the_sum(network):
+    sum(term()[0] for term in terms(network)).backward()
+    expected = [p.grad.clone() for p in network.parameters()]
+    losses = backward_side_by_side(terms(network), list(network.parameters()))
+    assert losses == [term()[1] for term in terms(network)]
+    for parameter, wanted in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_the_number_of_threads_changes_no_bit(network):
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            backward_side_by_side(terms(network), list(network.parameters()))
+            assert torch.get_num_threads() == threads
+            results.append([p.grad.clone() for p in network.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_term_need_not_use_every_parameter(network):
+    first, last = network[0], network[2]
+    parts = [
+        lambda: (first.weight.sum(), None),
+        lambda: (last.weight.sum() + first.bias.sum() + last.bias.sum(), None),
+    ]
+    backward_side_by_side(parts, list(network.parameters()))
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in network.parameters())
+
+
+def test_an_error_in_a_term_reaches_the_caller(network):
+    def broken():
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        backward_side_by_side([broken, broken], list(network.parameters()))
