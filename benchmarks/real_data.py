@@ -26,19 +26,17 @@ from micrographia.sites import read_sites
 HERE = Path(__file__).resolve().parent.parent
 
 
-def graphene_si(data: Path, run: Path) -> tuple[pd.DataFrame, pd.DataFrame, float, dict[str, float], Path]:
+def graphene_si(data: Path) -> tuple[pd.DataFrame, float, dict[str, float], Path]:
     """Silicon in 124 frames; positions in Å because the pixel sizes differ; tolerance 0.75 Å."""
     folder = data / "graphene-si" / "frames"
     frames = pd.read_csv(folder / "frames.csv")
     size = dict(zip(frames["image"], frames["pixel_size_angstrom"], strict=True))
     truth = pd.read_csv(folder / "sites.csv")
     truth = truth[truth["species"] == "Si"].assign(kind="Si", confidence=1.0)
-    return read_sites(run / "defects.csv"), truth, 0.75, size, folder
+    return truth, 0.75, size, folder
 
 
-def re_single_atoms(
-    data: Path, run: Path
-) -> tuple[pd.DataFrame, pd.DataFrame, float, dict[str, float], Path]:
+def re_single_atoms(data: Path) -> tuple[pd.DataFrame, float, dict[str, float], Path]:
     """Rhenium in 11 hand-labelled images; tolerance 6 px."""
     folder = data / "re-single-atoms"
     tables = []
@@ -49,7 +47,7 @@ def re_single_atoms(
             pd.DataFrame({"image": names[path.stem], "x_px": clicks["X"], "y_px": clicks["Y"], "kind": "Re"})
         )
     truth = pd.concat(tables, ignore_index=True).assign(confidence=1.0)
-    return read_sites(run / "defects.csv"), truth, 6.0, dict.fromkeys(names.values(), 1.0), folder / "images"
+    return truth, 6.0, dict.fromkeys(names.values(), 1.0), folder / "images"
 
 
 def scaled(table: pd.DataFrame, size: dict[str, float]) -> pd.DataFrame:
@@ -92,7 +90,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent / "shared" / "data")
     arguments = parser.parse_args()
     load = {"graphene-si": graphene_si, "re-single-atoms": re_single_atoms}[arguments.which]
-    found, truth, tolerance, size, folder = load(arguments.data, arguments.run)
+    truth, tolerance, size, folder = load(arguments.data)
+    found = read_sites(arguments.run / "defects.csv")
     images = list(size)
     score = score_sites(scaled(found, size), scaled(truth, size), tolerance, images=images)
     candidates = scaled(read_sites(arguments.run / "candidates.csv"), size)

@@ -45,11 +45,6 @@ class Up(nn.Module):
         return nn.functional.interpolate(self.mix(x), scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def parameter_count(network: nn.Module) -> int:
-    """Return the number of trainable parameters."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
 def pad_to_multiple(x: Tensor, multiple: int, least: int = 1) -> tuple[Tensor, tuple[int, int]]:
     """Pad ``[N, C, H, W]`` at bottom and right by edge values to multiples; return it and the old size.
 
