@@ -481,6 +481,17 @@ def test_translating_keeps_a_librarys_labels(capsys, tmp_path):
     ]
 
 
+def test_inspect_names_an_unknown_material_once(capsys, image):
+    message = fails(capsys, "inspect", image, image, "--material", "MoSe")
+    assert "Did you mean" in message
+    assert message.count("MoSe'") == 1
+
+
+def test_a_misspelt_defect_gets_a_name_that_the_material_has():
+    with pytest.raises(UserError, match="Did you mean 'S-vacancy'"):
+        shorthand.defect_kind("S-vacany", "MoS2")
+
+
 def test_inspect_writes_text_json_and_pictures(capsys, image):
     pytest.importorskip("micrographia.plots.inspection")
     out = image.parent / "looks"

@@ -174,6 +174,14 @@ _LATTICE_FACTS = (
 )
 
 
+def check_material(material: str) -> None:
+    """Raise `UserError` when the lattice constant of `material` is not known."""
+    if material not in LATTICES:
+        raise UserError(
+            f"The lattice constant of '{material}' is not known.{did_you_mean(material, LATTICES)}"
+        )
+
+
 def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspection:
     """Measure lattice, pixel size, information limit, noise and distortion of one image.
 
@@ -196,10 +204,8 @@ def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspec
         )
     if np.ptp(image) == 0:
         raise UserError(f"{micrograph.name}: the image is constant: there is nothing to inspect.")
-    if material is not None and material not in LATTICES:
-        raise UserError(
-            f"The lattice constant of '{material}' is not known.{did_you_mean(material, LATTICES)}"
-        )
+    if material is not None:
+        check_material(material)
     spectrum = power_spectrum(image)
     lattice = find_lattice(image)
     noise = float(np.sqrt(spectrum.noise_power()))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from micrographia.errors import UserError
-from micrographia.inspect import Inspection, inspect_image
+from micrographia.inspect import Inspection, check_material, inspect_image
 from micrographia.io import atomic_path, read_folder, read_provenance
 from micrographia.library import ImageLibrary
 from micrographia.metrics.matching import score_sites
@@ -173,6 +173,8 @@ def inspect_files(
     UserError
         No image can be inspected.
     """
+    if material is not None:
+        check_material(material)
     images, failures = read_folder(paths, pixel_size_A)
     for _, reason in failures:
         say(f"micrographia: left out: {reason}")
@@ -225,7 +227,8 @@ def _inspection_text(micrograph: Micrograph, found: Inspection) -> str:
     if found.information_limit_px:
         pm = f" = {found.information_limit_pm:.0f} pm" if found.information_limit_pm else ""
         lines.append(f"  information     to {found.information_limit_px:.2f} px{pm}")
-    lines.append(f"  signal/noise    {found.snr:.2f}")
+    ratio = f"{found.snr:.2f}" if found.snr < 1000 else "over 1000 (an image without noise?)"
+    lines.append(f"  signal/noise    {ratio}")
     if found.shear_percent is not None:
         lines.append(
             f"  shear           {found.shear_percent:+.2f} %, anisotropy {found.anisotropy_percent:.2f} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -88,7 +89,14 @@ def defect_kind(name: str, material: str = "") -> str:
         if words["element"] is None:
             raise UserError(f"'{name}': say of which element, for example Se-vacancy.")
         return f"vacancy-{2 if double else 1}{words['element'].capitalize()}"
-    parsed = parse_kind(name)
+    try:
+        parsed = parse_kind(name)
+    except UserError:
+        elements = re.findall("[A-Z][a-z]?", material) if material in MATERIALS else []
+        usual = [w for el in elements for w in (f"{el}-vacancy", f"double-{el}-vacancy", f"vacancy-1{el}")]
+        if not difflib.get_close_matches(name, usual):
+            raise
+        raise UserError(f"Cannot understand the defect '{name}'.{did_you_mean(name, usual)}") from None
     return f"vacancy-{parsed.n}{parsed.old}" if parsed.action == "vacancy" else name
 
 
