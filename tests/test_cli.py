@@ -447,6 +447,16 @@ def test_steps_from_simulation_to_found_sites(capsys, tmp_path):
     assert score["recall"] >= 0.7
     assert len(list(found.glob("*.png"))) == 2
 
+    other_day = tmp_path / "noisy"
+    assert main([*words[:1], *words[2:], "--n", "2", "--size-px", "120", "--out", str(other_day)]) == 0
+    for folder, warnings in ((truth, 0), (other_day, 2)):
+        capsys.readouterr()
+        assert main(["detect", "apply", str(model), str(folder), "--out", str(found)]) == 0
+        assert (
+            sum("is unlike the training images" in line for line in "".join(capsys.readouterr()).splitlines())
+            == warnings
+        )
+
     for path, step in ((library, "simulate"), (truth / "simulated-0000.tif", "simulate"),
                        (found / "simulated-0000.tif.png", "detect")):  # fmt: skip
         assert main(["provenance", str(path)]) == 0

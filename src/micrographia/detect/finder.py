@@ -16,6 +16,7 @@ from micrographia.detect.peaks import find_peaks
 from micrographia.detect.prevalence import adapt
 from micrographia.errors import UserError
 from micrographia.metrics.calibration import Calibration, fit_calibration
+from micrographia.metrics.domain import DomainReference
 from micrographia.metrics.matching import best_threshold, match_sites, precision_recall_curve
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.nets.weights import load_model, save_model
@@ -106,6 +107,8 @@ class DefectFinder:
         self.validation_scores: dict[str, float] = {}
         self.density_per_A2: dict[str, float] = {}
         """Expected sites of each kind per area of the validation images, for `prevalence.adapt`."""
+        self.home: DomainReference | None = None
+        """What the images look like that this detector was made for."""
 
     # ------------------------------------------------------------------------------------------------- learn
 
@@ -309,9 +312,13 @@ class DefectFinder:
         candidates : DataFrame
             All of them, with adapted confidence.
         threshold : float
-            On the adapted confidence.
+            On the adapted confidence. Where no false site was met in validation, nothing is known of their
+            confidences and nothing can be adapted: the threshold is that of validation.
         """
         tables = [self.candidates(m, device) for m in micrographs]
+        if self.calibration is None:
+            every = concat_sites(tables)
+            return every[every["confidence"] >= self.threshold].reset_index(drop=True), every, self.threshold
         area = sum(m.data.size * float(m.pixel_size_A or self.pixel_size_A) ** 2 for m in micrographs)
         candidates, threshold, _ = adapt(concat_sites(tables), area, self.density_per_A2)
         found = candidates[candidates["confidence"] >= threshold].reset_index(drop=True)
@@ -331,6 +338,7 @@ class DefectFinder:
             "threshold": self.threshold,
             "calibration": self.calibration.to_dict() if self.calibration else None,
             "validation_scores": self.validation_scores,
+            "home": self.home.to_dict() if self.home else None,
         }
         save_model(Path(path), {f"member-{i}": n for i, n in enumerate(self.networks)}, settings, "detector")
 
@@ -347,6 +355,8 @@ class DefectFinder:
         finder.density_per_A2 = settings["density_per_A2"]
         finder.log_weights = torch.tensor(settings["log_weights"])
         finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
+        if settings["home"]:
+            finder.home = DomainReference.from_dict(settings["home"])
         if settings["calibration"]:
             finder.calibration = Calibration.from_dict(settings["calibration"])
         for name in sorted(states):

@@ -1,8 +1,8 @@
-"""Is this image like those that a model was trained on?
+"""Is this image like those that a model was trained on, or made for?
 
-The physical features of patches of the training images are described by their mean and (shrunk) covariance.
+The physical features of patches of the reference images are described by their mean and (shrunk) covariance.
 The domain distance of an image is the median Mahalanobis distance of its patches, read against the same
-number for training images that were left out of the fit. A model applied to an image outside what it saw is
+number for reference images that were left out of the fit. A model applied to an image outside what it saw is
 not to be trusted. One Gaussian describes the training set: a set of several quite different kinds of images
 has wide limits, and what lies between its kinds passes for inside.
 """
@@ -33,7 +33,7 @@ class DomainDistance:
     value : float
         Median over its patches of the Mahalanobis distance, divided by the limit: outside means above 1.
     quantile : float
-        Fraction of left-out training images that are nearer.
+        Fraction of left-out reference images that are nearer.
     outside : bool
         Whether the image lies beyond the limit.
     deviations : tuple of (feature name, standard deviations)
@@ -51,18 +51,20 @@ class DomainDistance:
 
 @dataclass(frozen=True)
 class DomainReference:
-    """What training images look like; made by `fit`, kept beside the model as a plain dictionary.
+    """What the images of a model look like; made by `fit`, kept with the model as a plain dictionary.
 
     Parameters
     ----------
     mean : array, ``[D]``
     covariance : array, ``[D, D]``
     distance_quantiles : array, ``[201]``
-        Quantiles 0, 0.005, ... 1 of the same median for training images left out of the fit.
+        Quantiles 0, 0.005, ... 1 of the same median for reference images left out of the fit.
     pixel_size_A : float
     patch_px : int
     limit_quantile : float
-        An image is outside if it is further away than this quantile of training images.
+        An image is outside if it is further away than this quantile of reference images.
+    of : str
+        What the reference images are, for messages.
     """
 
     mean: np.ndarray
@@ -71,6 +73,7 @@ class DomainReference:
     pixel_size_A: float
     patch_px: int
     limit_quantile: float = 0.99
+    of: str = "the training images"
 
     @classmethod
     def fit(
@@ -81,8 +84,9 @@ class DomainReference:
         max_patches: int = 4000,
         limit_quantile: float = 0.99,
         seed: int = 0,
+        of: str = "the training images",
     ) -> DomainReference:
-        """Describe the training images.
+        """Describe the reference images.
 
         Parameters
         ----------
@@ -92,6 +96,8 @@ class DomainReference:
             Edge of the patches; lowered to the smallest image.
         max_patches : int
             Take no more than these, chosen at random.
+        of : str
+            What the images are, for messages.
 
         Raises
         ------
@@ -133,10 +139,11 @@ class DomainReference:
             float(pixel_size_A),
             patch_px,
             float(limit_quantile),
+            of,
         )
 
     def distance(self, image: Micrograph | np.ndarray, top: int = 3) -> DomainDistance:
-        """Compare one image with the training images.
+        """Compare one image with the reference images.
 
         Parameters
         ----------
@@ -175,12 +182,11 @@ class DomainReference:
         largest = ", ".join(f"{feature} ({s:+.1f} sigma)" for feature, s in deviations)
         if outside:
             message = (
-                f"{name} is unlike the training images: domain distance {value:.2f} (limit 1; beyond "
-                f"{quantile:.1%} of training images); largest deviations: {largest}. Do not trust the "
-                "result; train on images like this one."
+                f"{name} is unlike {self.of}: domain distance {value:.2f} (limit 1; beyond {quantile:.1%} of "
+                f"them); largest deviations: {largest}. Do not trust the result; train on images like this one."
             )
         else:
-            message = f"{name} is like the training images: domain distance {value:.2f} (limit 1)."
+            message = f"{name} is like {self.of}: domain distance {value:.2f} (limit 1)."
         return DomainDistance(value, quantile, outside, deviations, message)
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +199,7 @@ class DomainReference:
             "pixel_size_A": self.pixel_size_A,
             "patch_px": self.patch_px,
             "limit_quantile": self.limit_quantile,
+            "of": self.of,
         }
 
     @classmethod
@@ -214,10 +221,10 @@ class DomainReference:
             if (mean.shape, covariance.shape, quantiles.shape) != ((n,), (n, n), _LEVELS.shape):
                 raise ValueError("wrong shapes")
             pixel_size_A, limit_quantile = float(values["pixel_size_A"]), float(values["limit_quantile"])
-            patch_px = int(values["patch_px"])
+            patch_px, of = int(values["patch_px"]), str(values["of"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"This is not a stored domain reference ({error!r}); fit it again.") from error
-        return cls(mean, covariance, quantiles, pixel_size_A, patch_px, limit_quantile)
+        return cls(mean, covariance, quantiles, pixel_size_A, patch_px, limit_quantile, of)
 
 
 def _grid(shape: tuple[int, ...], patch_px: int) -> list[tuple[int, int]]:

@@ -33,9 +33,9 @@ from micrographia.workflows.stages import (
     LabelledSet,
     apply_stage,
     detect_stage,
-    domain_reference,
     fidelity_of,
     fit_stage,
+    home_reference,
     images_key,
     simulate_stage,
     translate_stage,
@@ -155,7 +155,7 @@ def one_day(run: RunFolder, day: str, recipe: Recipe, ways: Sequence[str], say: 
     shown = {way: training[way][-1] for way in ways}
     return DayResult(
         day, seed, table, distances, fidelity, shown, tests, truth, found[DEFAULT_WAY], curves, histories,
-        finders[DEFAULT_WAY], domain_reference(training[DEFAULT_WAY], recipe), conditions,
+        finders[DEFAULT_WAY], home_reference(experiment, recipe), conditions,
     )  # fmt: skip
 
 

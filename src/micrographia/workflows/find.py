@@ -31,6 +31,7 @@ from micrographia.workflows.stages import (
     domain_reference,
     fidelity_of,
     fit_stage,
+    home_reference,
     simulate_stage,
     translate_stage,
 )
@@ -140,6 +141,8 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
         recipe.library.train_on
     ]
     finder, histories["detector"] = detect_stage(run, [sets[name] for name in used], recipe, say)
+    finder.home = home_reference(experiment, recipe)
+    finder.save(run.path / "detector.safetensors")
     return Training(experiment, fitted, clean, sets, finder, histories)
 
 

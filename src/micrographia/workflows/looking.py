@@ -227,8 +227,8 @@ def _inspection_text(micrograph: Micrograph, found: Inspection) -> str:
     if found.information_limit_px:
         pm = f" = {found.information_limit_pm:.0f} pm" if found.information_limit_pm else ""
         lines.append(f"  information     to {found.information_limit_px:.2f} px{pm}")
-    ratio = f"{found.snr:.2f}" if found.snr < 1000 else "over 1000 (an image without noise?)"
-    lines.append(f"  signal/noise    {ratio}")
+    to_noise = f"{found.snr:.2f}" if found.snr < 1000 else "over 1000 (an image without noise?)"
+    lines.append(f"  signal/noise    {to_noise}")
     if found.shear_percent is not None:
         lines.append(
             f"  shear           {found.shear_percent:+.2f} %, anisotropy {found.anisotropy_percent:.2f} %"

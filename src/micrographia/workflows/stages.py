@@ -308,6 +308,27 @@ def domain_reference(sets: Sequence[LabelledSet], recipe: Recipe) -> DomainRefer
     return DomainReference.fit(images, recipe.sampling_A, patch_px=patch, max_patches=1500, seed=recipe.seed)
 
 
+def home_reference(images: Sequence[Micrograph], recipe: Recipe) -> DomainReference | None:
+    """Learn what the images look like that a detector is made for; None if they are too few or too small.
+
+    Other days on the same microscope differ too little from the training images, which are varied on purpose,
+    to be told by :func:`domain_reference`.
+    """
+    at_work = [m.resampled(recipe.sampling_A) for m in images]
+    for edge in (256, 128):
+        pieces = [p for m in at_work for p in cut_patches([m], min(edge, *m.shape), 100)]
+        if len(pieces) >= 10 and min(min(p.shape) for p in pieces) >= 32:
+            return DomainReference.fit(
+                pieces,
+                recipe.sampling_A,
+                64,
+                1500,
+                seed=recipe.seed,
+                of="the images the detector was made for",
+            )
+    return None
+
+
 def _save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
     from micrographia.plots.pictures import comparison_sheet
     from micrographia.workflows.report import figure_png

@@ -10,8 +10,9 @@ import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
 from micrographia.errors import UserError
-from micrographia.io import read_folder, write_image
+from micrographia.io import atomic_path, read_folder, write_image
 from micrographia.library import ImageLibrary
+from micrographia.metrics.domain import DomainReference
 from micrographia.micrograph import Micrograph
 from micrographia.plots.figures import detections_figure
 from micrographia.simulate.degrade import draw_conditions
@@ -124,6 +125,8 @@ def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[s
     finder = DefectFinder(kinds, columns, first.pixel_size_A, recipe.detect)
     folder = out.with_suffix(".training")
     finder.fit(images, sites, folder, recipe.seed, recipe.device, recipe.tolerance_A)
+    if len(images) >= 10 and min(first.shape) >= 32:
+        finder.home = DomainReference.fit(images, first.pixel_size_A, 64, 1500, seed=recipe.seed)
     finder.save(out)
     return finder.validation_scores
 
@@ -137,24 +140,37 @@ def apply_detector(
     device: str,
     say: Say,
 ) -> pd.DataFrame:
-    """Find sites in image files; write ``defects.csv`` and an annotated picture of each image to `out`."""
+    """Find sites in image files; write ``defects.csv`` and an annotated picture of each image to `out`.
+
+    Without a `threshold`, confidence and threshold are adapted to all images together.
+    """
     set_threads()
     finder = DefectFinder.load(model)
-    tables = []
-    for micrograph in _read(images, pixel_size_A, say):
+    micrographs = _read(images, pixel_size_A, say)
+    for micrograph in micrographs:
         if micrograph.pixel_size_A is None:
             raise UserError(
                 f"{micrograph.name}: the pixel size is unknown; give it with --pixel-size (in Å)."
             )
-        sites = finder.find(micrograph, threshold, device)
-        tables.append(sites)
+    if threshold is None:
+        found, _, chosen = finder.find_all(micrographs, device)
+        say(f"threshold {chosen:.2f} on the confidence, chosen without labels")
+    else:
+        found = concat_sites([finder.find(m, threshold, device) for m in micrographs])
+    out.mkdir(parents=True, exist_ok=True)
+    for micrograph in micrographs:
+        sites = found[found["image"] == micrograph.name]
         say(f"{micrograph.name}: {len(sites)} sites")
-        out.mkdir(parents=True, exist_ok=True)
+        if (
+            finder.home is not None
+            and min(micrograph.resampled(finder.pixel_size_A).shape) >= finder.home.patch_px
+        ):
+            domain = finder.home.distance(micrograph)
+            if domain.outside:
+                say(f"warning: {domain.message}")
         about = {"step": "detect", "model": str(model), "image": micrograph.name}
-        (out / f"{_file_name(micrograph.name)}.png").write_bytes(
-            figure_png(detections_figure(micrograph, sites), about)
-        )
-    found = concat_sites(tables)
+        with atomic_path(out / f"{_file_name(micrograph.name)}.png") as temporary:
+            temporary.write_bytes(figure_png(detections_figure(micrograph, sites), about))
     write_sites(found, out / "defects.csv")
     return found
 
