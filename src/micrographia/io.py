@@ -342,7 +342,8 @@ def _write_hspy(path: Path, micrograph: Micrograph, description: str, markers: d
             **({"Markers": markers} if markers else {}),
         },
         "original_metadata": {},
-        "package_info": {"package": "micrographia", "package_version": __version__},
+        # HyperSpy would look for its signal class in a package named here; this is a plain Signal2D.
+        "package_info": {"package": "", "package_version": __version__},
         "tmp_parameters": {},
         "learning_results": {},
         "attributes": {"_lazy": False},
