@@ -355,7 +355,7 @@ class DefectFinder:
         finder.density_per_A2 = settings["density_per_A2"]
         finder.log_weights = torch.tensor(settings["log_weights"])
         finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
-        if settings["home"]:
+        if settings.get("home"):
             finder.home = DomainReference.from_dict(settings["home"])
         if settings["calibration"]:
             finder.calibration = Calibration.from_dict(settings["calibration"])
