@@ -8,6 +8,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from micrographia.nets.blocks import Residual, pad_to_multiple
 
+#: What a Fourier view takes at least for the spread of a log-amplitude (that of pure noise is 0.64, Rayleigh's), and
+#: for an amplitude (white noise of a hundredth of the contrast). Beyond the information limit noise-free images
+#: have next to none of either: any noise would count thousandfold, and drown all other losses.
+LEAST_SPREAD, LEAST_AMPLITUDE = 0.5, 0.01
+
 
 class CompactGenerator(nn.Module):
     """``G(x, z) = x + residual(x, z)`` at half the image's resolution.
@@ -152,13 +157,15 @@ class FourierView(nn.Module):
         both = torch.cat([real, real.flip(-1), real.flip(-2), real.transpose(-1, -2)])
         spectra = torch.cat([self._log_amplitude(part) for part in both.split(64)])
         self.mean.copy_(spectra.mean(dim=(0, 1)))
-        self.std.copy_(spectra.std(dim=(0, 1)).clamp_min(1e-3))
+        self.std.copy_(spectra.std(dim=(0, 1)).clamp_min(LEAST_SPREAD))
 
     def _log_amplitude(self, x: Tensor) -> Tensor:
         x = x.float()
         x = (x - x.mean(dim=(-2, -1), keepdim=True)) * self.window
         spectrum = torch.fft.rfft2(x, norm="ortho")[..., :-1]
-        return torch.fft.fftshift(0.5 * torch.log(spectrum.real**2 + spectrum.imag**2 + 1e-8), dim=-2)
+        return torch.fft.fftshift(
+            0.5 * torch.log(spectrum.real**2 + spectrum.imag**2 + LEAST_AMPLITUDE**2), dim=-2
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return (self._log_amplitude(x) - self.mean) / self.std

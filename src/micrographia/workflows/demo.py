@@ -270,7 +270,10 @@ def _write_report(
         section.figure(
             f"{r.day}-detections",
             figures.detections_figure(
-                r.tests[0], _of(r.found, r.tests[0]), _of(r.truth, r.tests[0]), demo_recipe(0).tolerance_A
+                r.tests[0],
+                _judged(r.found, r.tests[0]),
+                _judged(r.truth, r.tests[0]),
+                demo_recipe(0).tolerance_A,
             ),
             f"{DEFAULT_WAY}, test image {r.tests[0].name}",
         )
@@ -296,8 +299,15 @@ def _write_report(
     report.write(run.path / "report.html")
 
 
-def _of(sites: pd.DataFrame, image: Micrograph) -> pd.DataFrame:
-    return sites[sites["image"] == image.name]
+def _judged(sites: pd.DataFrame, image: Micrograph) -> pd.DataFrame:
+    """Sites of one image that are not too near its edges to be judged."""
+    own = sites[sites["image"] == image.name]
+    border = BORDER_A / float(image.pixel_size_A or np.nan)
+    rows, columns = image.shape
+    inside = own["x_px"].between(border, columns - 1 - border) & own["y_px"].between(
+        border, rows - 1 - border
+    )
+    return own[inside]
 
 
 def _slug(name: str) -> str:
