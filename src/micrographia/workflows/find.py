@@ -175,6 +175,7 @@ def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> d
         "outside_domain": [name for name, d in domains.items() if d["outside"]],
         "label_fidelity": fidelity,
         "score_on_training_domain": training.finder.validation_scores,
+        "recall_on_training_domain": training.finder.recall,
         "calibration": calibration,
         "fit": {
             "frechet_prior": training.fitted.distance_before,

@@ -256,6 +256,11 @@ def detect_stage(
     folder = run.stage(name, inputs, work, say)
     finder = DefectFinder.load(folder / "detector.safetensors")
     finder.validation = pd.read_csv(folder / "validation.csv")
+    for kind in finder.unlearnt():
+        say(
+            f"warning: only {finder.recall[kind]:.0%} of the simulated {kind} that were held out were found: under "
+            "these conditions it can hardly be seen, or the training was too short (detect.steps)"
+        )
     return finder, pd.read_csv(folder / "history.csv")
 
 
