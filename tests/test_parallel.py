@@ -58,6 +58,18 @@ def test_a_term_need_not_use_every_parameter(network):
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in network.parameters())
 
 
+def test_gradients_lie_in_memory_as_their_parameters_do():
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    inputs = torch.randn(2, 3, 8, 8)
+    before = layer.weight.detach().clone()
+    terms = [lambda i=i: (layer(inputs[i : i + 1]).square().sum(), None) for i in range(2)]
+    backward_side_by_side(terms, list(layer.parameters()))
+    assert layer.weight.grad.stride() == layer.weight.stride()
+    expected = before - 0.1 * layer.weight.grad.sign()  # the first step of Adam
+    torch.optim.Adam(layer.parameters(), 0.1, fused=True).step()
+    torch.testing.assert_close(layer.weight.detach(), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_an_error_in_a_term_reaches_the_caller(network):
     def broken():
         raise ValueError("broken")

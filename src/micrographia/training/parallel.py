@@ -29,7 +29,6 @@ def backward_side_by_side(
     terms : callables without arguments
         Each returns its loss (scalar, on the parameters' device) and whatever else the caller wants back.
     parameters : parameters
-        None of them may be missing from all terms.
     at_once : bool
         Run them at the same time on the CPU: none may then draw from a shared generator or change what
         another uses (dropout, batch normalisation).
@@ -51,8 +50,11 @@ def backward_side_by_side(
     else:
         done = [gradients(term) for term in terms]
     for parameter, *parts in zip(parameters, *(g for g, _ in done), strict=True):
-        present = [part for part in parts if part is not None]
-        parameter.grad = torch.stack(present).sum(dim=0) if len(present) > 1 else present[0]
+        # In the parameter's own memory format: fused optimizers walk through both in the order of memory.
+        parameter.grad = torch.zeros_like(parameter)
+        for part in parts:
+            if part is not None:
+                parameter.grad += part
     return [result for _, result in done]
 
 
