@@ -52,7 +52,9 @@ class Continuous:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise UserError(f"Continuous({self.n}): a code needs at least 1 number; leave the block out instead.")
+            raise UserError(
+                f"Continuous({self.n}): a code needs at least 1 number; leave the block out instead."
+            )
         if self.beta < 0:
             raise UserError(f"Continuous: beta = {self.beta} is not possible; give 0 or more.")
 
@@ -189,11 +191,15 @@ def gather(blocks: Sequence[Block]) -> Blocks:
     found: dict[str, Block] = {}
     for block in blocks:
         if type(block) not in _FIELD:
-            raise UserError(f"{block!r} is not a block of a latent space; use those of micrographia.latent.blocks.")
+            raise UserError(
+                f"{block!r} is not a block of a latent space; use those of micrographia.latent.blocks."
+            )
         name = _FIELD[type(block)]
         if name in found:
             raise UserError(f"A latent space holds one {name} block at most, got {found[name]} and {block}.")
         found[name] = block
     if not found or set(found) == {"condition"}:
-        raise UserError("A latent space needs at least one block that is inferred from the patch, as Continuous(2).")
+        raise UserError(
+            "A latent space needs at least one block that is inferred from the patch, as Continuous(2)."
+        )
     return Blocks(**found)  # type: ignore[arg-type]

@@ -63,7 +63,9 @@ class VaeConfig:
             raise UserError("learning_rate must be more than 0, and annealing a fraction from 0 to 1.")
         for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
-                raise UserError(f"{name} = '{getattr(self, name)}' is not possible; choose {', '.join(valid)}.")
+                raise UserError(
+                    f"{name} = '{getattr(self, name)}' is not possible; choose {', '.join(valid)}."
+                )
 
 
 _CHOICES = {
@@ -97,6 +99,13 @@ class LatentNetwork(nn.Module):
     shape : (C, H, W)
     config : VaeConfig
     """
+
+    mean: Tensor
+    std: Tensor
+    variance: Tensor
+    mask: Tensor
+    pose_prior: Tensor
+    decoder: FourierDecoder | ConvDecoder
 
     def __init__(self, blocks: Blocks, shape: tuple[int, int, int], config: VaeConfig) -> None:
         super().__init__()
@@ -147,7 +156,12 @@ class LatentNetwork(nn.Module):
         return centres
 
     def infer(
-        self, seen: Tensor, candidate: Tensor, given: Tensor, noise: Tensor | None = None, closed: bool = False
+        self,
+        seen: Tensor,
+        candidate: Tensor,
+        given: Tensor,
+        noise: Tensor | None = None,
+        closed: bool = False,
     ) -> Inferred:
         """Infer pose and code of patches ``[B, C, h, w]`` near a `candidate` angle ``[B]``.
 
@@ -160,7 +174,9 @@ class LatentNetwork(nn.Module):
             looked = upright(seen, pose) * self.mask if self.blocks.rotation else seen
             mean, raw = self.pose_encoder(looked, given).chunk(2, dim=1)
             deviation = self.pose_prior * (raw - 1).clamp(-5, 1).exp()
-            pose, kl_pose = self._pose(candidate, mean, deviation, None if noise is None else noise[:, :posed])
+            pose, kl_pose = self._pose(
+                candidate, mean, deviation, None if noise is None else noise[:, :posed]
+            )
             turned_back = upright(seen, pose)
         else:
             turned_back = seen
@@ -306,7 +322,7 @@ class LatentTraining:
         self.network, self.steps = network, steps
         self.networks: dict[str, nn.Module] = {"vae": network}
         optimizer = torch.optim.Adam(network.parameters(), lr=network.config.learning_rate)
-        self.optimizers = {"vae": optimizer}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": optimizer}
         self.schedulers = {"vae": torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)}
 
     def _rate(self, step: int) -> float:
@@ -356,4 +372,9 @@ class LatentTraining:
             with torch.no_grad():  # maximum likelihood of the noise, averaged over some twenty batches
                 now = (drawn - target).square().mean().clamp(min=1e-3)
                 net.variance.lerp_(now, 0.05)
-        return {"misfit": misfit, "kl_pose": found.kl_pose.mean(), "kl_code": kl_code, "variance": net.variance}
+        return {
+            "misfit": misfit,
+            "kl_pose": found.kl_pose.mean(),
+            "kl_code": kl_code,
+            "variance": net.variance,
+        }

@@ -18,7 +18,9 @@ class MlpEncoder(nn.Module):
         super().__init__()
         channels, height, width = shape
         self.first = nn.Linear(channels * height * width + given, hidden)
-        self.rest = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), _quiet(nn.Linear(hidden, out)))
+        self.rest = nn.Sequential(
+            nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), _quiet(nn.Linear(hidden, out))
+        )
 
     def forward(self, images: Tensor, given: Tensor) -> Tensor:
         return self.rest(self.first(torch.cat([images.flatten(1), given], dim=1)))
@@ -60,6 +62,11 @@ class FourierDecoder(nn.Module):
         Finest structure: cycles per patch edge.
     """
 
+    k: Tensor
+    falloff: Tensor
+    x: Tensor
+    y: Tensor
+
     def __init__(
         self, shape: tuple[int, int, int], code_size: int, hidden: int, reach: float, detail: int
     ) -> None:
@@ -87,7 +94,9 @@ class FourierDecoder(nn.Module):
     def start_at(self, level: Tensor) -> None:
         """Make the untrained decoder draw about the constant `level` of each channel."""
         zero = int((self.k[0].abs() + self.k[1].abs()).argmin())
-        bias = self.body[-1].bias.view(self.shape[0], 2, -1)
+        last = self.body[-1]
+        assert isinstance(last, nn.Linear)
+        bias = last.bias.view(self.shape[0], 2, -1)
         bias[:, 0, zero] = level / self.falloff[zero]
 
     def forward(self, code: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:
@@ -114,6 +123,9 @@ class FourierDecoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A code draws an image of the whole plane in reach by convolutions; the pose resamples it."""
 
+    x: Tensor
+    y: Tensor
+
     def __init__(
         self, shape: tuple[int, int, int], code_size: int, hidden: int, reach: float, detail: int
     ) -> None:
@@ -137,7 +149,10 @@ class ConvDecoder(nn.Module):
     @torch.no_grad()
     def start_at(self, level: Tensor) -> None:
         """Make the untrained decoder draw about the constant `level` of each channel."""
-        self.body[-1].bias.copy_(level)
+        last = self.body[-1]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        last.bias.copy_(level)
 
     def forward(self, code: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:
         """Draw ``[B, C, H / pool, W / pool]`` at every `pool`-th place; without a pose, upright."""

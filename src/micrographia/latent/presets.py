@@ -57,7 +57,9 @@ def rvae(
     scale: float = 0.0,
 ) -> VAE:
     """Invariant to rotation within ± `range_deg` and to shifts."""
-    return VAE([*_pose(range_deg, prior_px, scale), Continuous(n, capacity=TEMPLATE_FIRST)], config, seed, device)
+    return VAE(
+        [*_pose(range_deg, prior_px, scale), Continuous(n, capacity=TEMPLATE_FIRST)], config, seed, device
+    )
 
 
 def joint_vae(

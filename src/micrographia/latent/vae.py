@@ -115,7 +115,9 @@ class VAE(TransformerMixin, BaseEstimator):
             checkpoint_every=max(steps // 5, 1),
         )
         with tempfile.TemporaryDirectory() as temporary:
-            result: TrainResult = train(model, batches, run, folder or temporary, resume=resume, label="latent model")
+            result: TrainResult = train(
+                model, batches, run, folder or temporary, resume=resume, label="latent model"
+            )
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         self.history_ = result.history
@@ -168,7 +170,8 @@ class VAE(TransformerMixin, BaseEstimator):
             one_hot = np.eye(blocks.classes, dtype=np.float32)[p.argmax(axis=1)]
         network.to("cpu").eval()
         with torch.inference_mode():
-            drawn = network.draw(*(torch.from_numpy(a) for a in (code, one_hot, given)), pose)
+            parts = [torch.from_numpy(a) for a in (code, one_hot, given)]
+            drawn = network.draw(parts[0], parts[1], parts[2], pose)
             images = network.in_units(drawn).numpy()
         return images[:, 0] if self._flat else images
 
@@ -272,7 +275,9 @@ def _as_stack(X: Any) -> tuple[np.ndarray, bool]:
     try:
         images = np.asarray(X, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"Patches must be an array of numbers [N, H, W] or [N, C, H, W] ({error}).") from error
+        raise UserError(
+            f"Patches must be an array of numbers [N, H, W] or [N, C, H, W] ({error})."
+        ) from error
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise UserError(f"Patches must be [N, H, W] or [N, C, H, W] and not empty, got {list(images.shape)}.")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
@@ -287,7 +292,9 @@ def _as_stack(X: Any) -> tuple[np.ndarray, bool]:
 
 def _check_training(images: np.ndarray, config: VaeConfig) -> None:
     if min(images.shape[2:]) < 6:
-        raise UserError(f"Patches of {_describe(images.shape[1:])} show too little; use a window of at least 6 px.")
+        raise UserError(
+            f"Patches of {_describe(images.shape[1:])} show too little; use a window of at least 6 px."
+        )
     if len(images) < config.batch:
         raise UserError(
             f"{len(images)} patches are fewer than a batch of {config.batch}; set batch to at most {len(images)}, "
@@ -309,7 +316,9 @@ def _check_training(images: np.ndarray, config: VaeConfig) -> None:
             "rescale them or use the Gaussian loss."
         )
     if config.loss == "poisson" and low < 0:
-        raise UserError(f"The Poisson loss needs counts, but the least value is {low:.4g}; use the Gaussian loss.")
+        raise UserError(
+            f"The Poisson loss needs counts, but the least value is {low:.4g}; use the Gaussian loss."
+        )
 
 
 def _labels(y: Any, latent: Blocks, n: int) -> np.ndarray:
@@ -330,9 +339,13 @@ def _labels(y: Any, latent: Blocks, n: int) -> np.ndarray:
         raise UserError(f"Labels {strange[:5]} are not among the classes 0 to {k - 1} (-1 = unknown).")
     missing = sorted(set(range(k)) - set(labels.tolist()))
     if len(missing) == k:
-        raise UserError(f"All labels are missing; label at least one patch of each class, or use Discrete({k}).")
+        raise UserError(
+            f"All labels are missing; label at least one patch of each class, or use Discrete({k})."
+        )
     if missing:
-        raise UserError(f"No patch is labelled with class {missing[0]}; label one, or lower k to those present.")
+        raise UserError(
+            f"No patch is labelled with class {missing[0]}; label one, or lower k to those present."
+        )
     return labels
 
 
@@ -345,18 +358,26 @@ def _conditions(
             raise UserError("A condition was given, but the latent space has no Condition block; add one.")
         return np.zeros((n, 0), np.float32), None
     if values is None:
-        raise UserError(f"This model needs a condition for every patch: [{n}] labels or [{n}, {block.n}] values.")
+        raise UserError(
+            f"This model needs a condition for every patch: [{n}] labels or [{n}, {block.n}] values."
+        )
     array = np.asarray(values)
     if np.issubdtype(array.dtype, np.integer) and array.shape == (n,):
         if array.min() < 0 or array.max() >= block.n:
-            raise UserError(f"Condition labels must be 0 to {block.n - 1}, got {array.min()} to {array.max()}.")
+            raise UserError(
+                f"Condition labels must be 0 to {block.n - 1}, got {array.min()} to {array.max()}."
+            )
         if scale not in (None, ["labels"]):
             raise UserError("This model was trained on values as conditions; give floating-point numbers.")
         return np.eye(block.n, dtype=np.float32)[array], ["labels"]
     if scale == ["labels"]:
         raise UserError("This model was trained on labels as conditions; give integers.")
     array = array[:, None] if array.ndim == 1 else array
-    if array.shape != (n, block.n) or not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
+    if (
+        array.shape != (n, block.n)
+        or not np.issubdtype(array.dtype, np.number)
+        or not np.isfinite(array).all()
+    ):
         raise UserError(f"Conditions must be finite numbers [{n}, {block.n}], got {list(array.shape)}.")
     if scale is None:
         scale = [array.mean(axis=0).tolist(), np.maximum(array.std(axis=0), 1e-12).tolist()]

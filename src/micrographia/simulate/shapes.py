@@ -146,9 +146,7 @@ def rotated_digits(
         )
     kind = source.target[index]
     symmetry = np.where(np.isin(kind, (0, 1, 8)), 2, 1)
-    return PoseSet(
-        images, kind, tuple("0123456789"), angle, np.zeros((n, 2)), np.zeros((n, 0)), symmetry
-    )
+    return PoseSet(images, kind, tuple("0123456789"), angle, np.zeros((n, 2)), np.zeros((n, 0)), symmetry)
 
 
 def _checked(n: int, size_px: int, seed: int, **ranges: float) -> np.random.Generator:
