@@ -312,6 +312,15 @@ def responsibilities(cost: Tensor, nats: float) -> Tensor:
     return posterior(np.exp(high))
 
 
+def balanced(r: Tensor, classes: int, rounds: int = 10) -> Tensor:
+    """Responsibilities ``[B, K * classes]`` nearest to `r` that use all classes about alike (Sinkhorn)."""
+    for _ in range(rounds):
+        used = r.view(len(r), -1, classes).mean((0, 1)).clamp(min=1e-8)
+        r = (r.view(len(r), -1, classes) / used).flatten(1)
+        r = r / r.sum(1, keepdim=True)
+    return r
+
+
 class LatentTraining:
     """What the training loop needs: see `micrographia.training.loop.Trainable`.
 
@@ -349,6 +358,8 @@ class LatentTraining:
                 cost = cost.masked_fill((other & (labels >= 0)[:, None])[:, None, :], torch.inf)
             share = min(1.0, progress / net.config.annealing) if net.config.annealing else 1.0
             r = responsibilities(cost.flatten(1), share * log(k * c) if share < 1 else torch.inf)
+            if share < 1 and c > 1:
+                r = balanced(r, c)  # or a class that starts late dies before it has learnt anything
             chosen = torch.multinomial(r, 1, generator=generator)[:, 0]
         angle = candidates.gather(1, (chosen // c)[:, None])[:, 0]
         one_hot = torch.eye(c, device=device)[chosen % c] if blocks.discrete else images.new_zeros(b, 0)
