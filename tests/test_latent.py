@@ -145,7 +145,7 @@ def test_every_loss_encoder_and_decoder_learns(loss, encoder, decoder):
     rng = np.random.default_rng(0)
     clean = cards(60, size_px=13, rotation_deg=20).images
     images = rng.poisson(5 * clean) if loss == "poisson" else clean
-    config = VaeConfig(loss=loss, encoder=encoder, decoder=decoder, epochs=20, batch=20, hidden=32, detail=4)
+    config = VaeConfig(loss=loss, encoder=encoder, decoder=decoder, epochs=40, batch=20, hidden=32, detail=4)
     model = presets.rvae(range_deg=20, config=config).fit(images)
     misfit = model.history_["misfit"]
     assert model.reconstruct(images).shape == images.shape

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from micrographia.errors import UserError
-from micrographia.latent.blocks import Blocks
+from micrographia.latent.blocks import Blocks, Classes, Discrete
 from micrographia.latent.networks import ConvDecoder, ConvEncoder, FourierDecoder, MlpEncoder, reach_of
 from micrographia.latent.pose import Pose, disc, upright
 from micrographia.training.distributed import optimizer_step
@@ -351,14 +351,18 @@ class LatentTraining:
         candidates = net.candidates(b, torch.rand(b, 1, generator=generator, device=device))
         k, c = candidates.shape[1], blocks.classes
         chosen = torch.zeros(b, dtype=torch.long, device=device)
+        share = min(1.0, progress / net.config.annealing) if net.config.annealing else 1.0
+        weight = images.new_ones(b)
+        if isinstance(blocks.discrete, Classes):  # the labelled lead, or the others settle on other classes
+            weight = torch.where(labels >= 0, 1.0, share)
+            weight = weight * (b / weight.sum().clamp(min=1e-3))
         if k * c > 1:
             cost = net.weigh(images, candidates, given, closed)
             if blocks.discrete:
                 other = torch.arange(c, device=device) != labels[:, None]
                 cost = cost.masked_fill((other & (labels >= 0)[:, None])[:, None, :], torch.inf)
-            share = min(1.0, progress / net.config.annealing) if net.config.annealing else 1.0
             r = responsibilities(cost.flatten(1), share * log(k * c) if share < 1 else torch.inf)
-            if share < 1 and c > 1:
+            if share < 1 and isinstance(blocks.discrete, Discrete):
                 r = balanced(r, c)  # or a class that starts late dies before it has learnt anything
             chosen = torch.multinomial(r, 1, generator=generator)[:, 0]
         angle = candidates.gather(1, (chosen // c)[:, None])[:, 0]
@@ -369,9 +373,10 @@ class LatentTraining:
         found = net.infer(net.seen(images), angle, given, noise, closed)
         drawn = net.draw(found.code, one_hot, given, found.pose).float()
         target = net.target(images)
-        misfit = net.misfit(drawn, target).sum((1, 2, 3)).mean()
-        kl_code, beta = found.kl_code.mean(), continuous.beta if continuous else 1.0
-        loss = misfit + found.kl_pose.mean() + beta * kl_code
+        misfit = (weight * net.misfit(drawn, target).sum((1, 2, 3))).mean()
+        kl_pose, kl_code = (weight * found.kl_pose).mean(), (weight * found.kl_code).mean()
+        beta = continuous.beta if continuous else 1.0
+        loss = misfit + kl_pose + beta * kl_code
         if capacity and allowed:
             loss = loss + capacity.weight * (kl_code - allowed).clamp(min=0)
         pixels = images[0].numel()
@@ -381,11 +386,11 @@ class LatentTraining:
         optimizer_step(optimizer, max_gradient_norm=1.0)
         if net.config.loss == "gaussian":
             with torch.no_grad():  # maximum likelihood of the noise, averaged over some twenty batches
-                now = (drawn - target).square().mean().clamp(min=1e-3)
+                now = (weight[:, None, None, None] * (drawn - target).square()).mean().clamp(min=1e-3)
                 net.variance.lerp_(now, 0.05)
         return {
             "misfit": misfit,
-            "kl_pose": found.kl_pose.mean(),
+            "kl_pose": kl_pose,
             "kl_code": kl_code,
             "variance": net.variance,
         }

@@ -140,7 +140,7 @@ class ConvDecoder(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.GELU(), Up(width, width // 2),
             nn.Conv2d(width // 2, width // 2, 3, padding=1), nn.GELU(), Up(width // 2, width // 2),
-            _quiet(nn.Conv2d(width // 2, shape[0], 3, padding=1)),
+            nn.Conv2d(width // 2, shape[0], 3, padding=1),
         )  # fmt: skip
         y, x = pixel_axes(*shape[1:])
         self.register_buffer("y", y, persistent=False)
@@ -177,10 +177,9 @@ def _pooled(axis: Tensor, pool: int) -> Tensor:
     return axis[: len(axis) // pool * pool].view(-1, pool).mean(dim=1)
 
 
-def _quiet(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+def _quiet(layer: nn.Linear) -> nn.Linear:
     """Start a last layer near zero: candidates begin where they were proposed, pictures begin grey."""
     with torch.no_grad():
         layer.weight.mul_(0.1)
-        if layer.bias is not None:
-            layer.bias.zero_()
+        layer.bias.zero_()
     return layer

@@ -95,6 +95,7 @@ class VAE(TransformerMixin, BaseEstimator):
         self._network.learn_scale(mean.float(), std.float())
         mean_, std_ = (t.float()[:, None, None] for t in (mean, std))
         model = LatentTraining(self._network, steps)
+        labelled = np.flatnonzero(labels >= 0)
         order: dict[int, np.ndarray] = {}
 
         def batches(step: int) -> tuple[Tensor, ...]:
@@ -102,7 +103,11 @@ class VAE(TransformerMixin, BaseEstimator):
             if epoch not in order:
                 order.clear()
                 order[epoch] = np.random.default_rng([self.seed, epoch]).permutation(n)
-            which = np.sort(order[epoch][place * config.batch : (place + 1) * config.batch])
+            which = order[epoch][place * config.batch : (place + 1) * config.batch]
+            if len(labelled):  # a quarter of every batch, however few there are
+                draw = np.random.default_rng([self.seed, epoch, place])
+                which = np.concatenate([which[config.batch // 4 :], draw.choice(labelled, config.batch // 4)])
+            which = np.sort(which)
             standard = (torch.from_numpy(images[which]) - mean_) / std_
             return standard, torch.from_numpy(given[which]), torch.from_numpy(labels[which])
 
