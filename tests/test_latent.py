@@ -99,8 +99,8 @@ def test_pandas_output_has_named_columns(turned):
 
 
 def test_unknown_suits_are_told_apart():
-    truth = cards(480, size_px=24, rotation_deg=60, seed=2)
-    config = VaeConfig(epochs=20, batch=40, hidden=64, loss="bernoulli")
+    truth = cards(320, size_px=24, rotation_deg=60, seed=2)
+    config = VaeConfig(epochs=20, batch=40, hidden=64)
     model = presets.joint_rvae(4, n=1, range_deg=60, prior_px=0.5, config=config, seed=0).fit(truth.images)
     found = model.predict(truth.images)
     purity = sum(np.bincount(truth.kind[found == c], minlength=4).max() for c in range(4)) / len(found)
