@@ -167,7 +167,7 @@ class VAE(TransformerMixin, BaseEstimator):
         shift = np.stack([column.get("shift_x_px", zeros), column.get("shift_y_px", zeros)], axis=1) / half
         scale = np.log(np.maximum(column["scale"], 1e-3)) if blocks.scale else zeros
         angle = np.deg2rad(column.get("angle_deg", zeros))
-        pose = Pose(*(torch.from_numpy(np.asarray(a, np.float32)) for a in (angle, shift, scale)))
+        lie = [torch.from_numpy(np.asarray(a, np.float32)) for a in (angle, shift, scale)]
         code = Z[:, [i for i, name in enumerate(names) if name.startswith("z")]]
         one_hot = np.zeros((len(Z), 0), np.float32)
         if blocks.discrete:
@@ -176,8 +176,12 @@ class VAE(TransformerMixin, BaseEstimator):
         network.to("cpu").eval()
         with torch.inference_mode():
             parts = [torch.from_numpy(a) for a in (code, one_hot, given)]
-            drawn = network.draw(parts[0], parts[1], parts[2], pose)
-            images = network.in_units(drawn).numpy()
+            drawn = []
+            for start in range(0, max(len(Z), 1), 256):  # bounds the memory
+                some = slice(start, start + 256)
+                pose = Pose(*(t[some] for t in lie))
+                drawn.append(network.draw(parts[0][some], parts[1][some], parts[2][some], pose))
+            images = network.in_units(torch.cat(drawn)).numpy()
         return images[:, 0] if self._flat else images
 
     def reconstruct(self, X: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
