@@ -111,8 +111,8 @@ def main() -> None:
         "Same networks, same terms of the loss, same batch, steps of the three taken in turn in one process; "
         f"medians, {torch.get_num_threads()} thread(s). *plain*: one forward pass per term, an unfused Adam per "
         "discriminator, all gradients computed. *frozen*: without the discriminators' gradients in the "
-        "generators' step. *This package* also passes both inputs of a network through it at once and fuses "
-        "Adam.\n\n"
+        "generators' step. *This package* also fuses Adam, and with more than one thread computes both "
+        "directions, and all discriminators, side by side.\n\n"
     )
     section = text + table(
         ["layout", "patch", "batch", "implementation", "CPU s per step", "times faster"], rows

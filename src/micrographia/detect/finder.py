@@ -110,7 +110,7 @@ class DefectFinder:
         self.density_per_A2: dict[str, float] = {}
         """Expected sites of each kind per area of the validation images, for `prevalence.adapt`."""
         self.recall: dict[str, float] = {}
-        """Fraction of each kind's sites in the validation images that were found at the threshold."""
+        """Fraction of the sites in the validation images that were found at the threshold, by kind there."""
         self.home: DomainReference | None = None
         """What the images look like that this detector was made for."""
 
@@ -217,7 +217,9 @@ class DefectFinder:
             found.append(peaks)
             truth.append(true)
         self.validation = pd.concat(rows, ignore_index=True)
-        self.calibration, self.recall = None, dict.fromkeys(self.kinds, 0.0)
+        true_sites = concat_sites(truth)
+        there = true_sites["kind"].value_counts()
+        self.calibration, self.recall = None, dict.fromkeys(there.index, 0.0)
         if not self.validation["true"].any():
             return
         if self.validation["true"].nunique() == 2:
@@ -229,7 +231,7 @@ class DefectFinder:
         for kind in self.kinds:
             own = (self.validation["kind"] == kind).to_numpy()
             self.density_per_A2[kind] = float(chance[own].sum() / area_A2)
-        curve = precision_recall_curve(concat_sites(found), concat_sites(truth), tolerance_px)
+        curve = precision_recall_curve(concat_sites(found), true_sites, tolerance_px)
         chosen = best_threshold(curve)
         best = curve.iloc[(curve["threshold"] - chosen).abs().argmin()]
         # Half-way to the next candidate: the weakest true site of a few images is no safe limit for others.
@@ -238,9 +240,7 @@ class DefectFinder:
         self.threshold = float(np.clip((chosen + below) / 2, FAINTEST, 0.95))
         self.validation_scores = {k: float(best[k]) for k in ("precision", "recall", "f1")}
         hits = self.validation[self.validation["true"] & (self.validation["confidence"] >= self.threshold)]
-        for kind in self.kinds:
-            there = int((concat_sites(truth)["kind"] == kind).sum())
-            self.recall[kind] = float((hits["kind"] == kind).sum() / max(there, 1))
+        self.recall = {kind: float((hits["kind"] == kind).sum() / n) for kind, n in there.items()}
 
     # -------------------------------------------------------------------------------------------------- find
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from micrographia.errors import UserError
 from micrographia.latent.blocks import Blocks, Classes, Discrete
 from micrographia.latent.networks import ConvDecoder, ConvEncoder, FourierDecoder, MlpEncoder, reach_of
-from micrographia.latent.pose import Pose, disc, upright
+from micrographia.latent.pose import Pose, disc, rotate, upright
 from micrographia.training.distributed import optimizer_step
 
 _LOG_2PI_E = log(2 * pi) + 1
@@ -216,9 +216,7 @@ class LatentNetwork(nn.Module):
             log_scale = rest[:, -1]
         if blocks.translation:
             tau = rest[:, :2]
-            cos, sin, size = torch.cos(angle), torch.sin(angle), log_scale.exp()
-            x, y = tau[:, 0], tau[:, 1]
-            tau = torch.stack([cos * x + sin * y, cos * y - sin * x], dim=1) * size[:, None]
+            tau = torch.stack(rotate(tau[:, 0], tau[:, 1], angle), dim=1) * log_scale.exp()[:, None]
         return Pose(angle, tau, log_scale), kl
 
     def draw(self, code: Tensor, one_hot: Tensor, given: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:

@@ -22,6 +22,8 @@ from micrographia.micrograph import Micrograph
 
 _LEVELS = np.linspace(0, 1, 201)  # stored quantiles of the distance
 _FOLDS = 5
+#: A reference needs this many images, and this many pixels along an edge of each.
+LEAST_IMAGES, LEAST_PATCH_PX = 10, 32
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,14 @@ class DomainReference:
         """
         check_pixel_size(pixel_size_A)
         stack = [np.asarray(image, np.float32) for image in images]
-        if len(stack) < 10:
-            raise UserError(f"A domain reference needs at least 10 training images, got {len(stack)}.")
-        patch_px = min(patch_px, *(min(image.shape) for image in stack))
-        if patch_px < 32:
+        if len(stack) < LEAST_IMAGES:
             raise UserError(
-                f"A training image has only {patch_px} pixels along an edge; at least 32 are needed."
+                f"A domain reference needs at least {LEAST_IMAGES} training images, got {len(stack)}."
+            )
+        patch_px = min(patch_px, *(min(image.shape) for image in stack))
+        if patch_px < LEAST_PATCH_PX:
+            raise UserError(
+                f"A training image has only {patch_px} pixels along an edge; at least {LEAST_PATCH_PX} are needed."
             )
         rng = np.random.default_rng(seed)
         places = [(k, y, x) for k, image in enumerate(stack) for y, x in _grid(image.shape, patch_px)]

@@ -15,7 +15,7 @@ import pandas as pd
 from micrographia.detect.finder import DefectFinder
 from micrographia.io import atomic_path
 from micrographia.library import ImageLibrary
-from micrographia.metrics.domain import DomainReference
+from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainReference
 from micrographia.metrics.fidelity import LabelFidelity, label_fidelity
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.nets.weights import weights_key
@@ -322,7 +322,7 @@ def home_reference(images: Sequence[Micrograph], recipe: Recipe) -> DomainRefere
     at_work = [m.resampled(recipe.sampling_A) for m in images]
     for edge in (256, 128):
         pieces = [p for m in at_work for p in cut_patches([m], min(edge, *m.shape), 100)]
-        if len(pieces) >= 10 and min(min(p.shape) for p in pieces) >= 32:
+        if len(pieces) >= LEAST_IMAGES and min(min(p.shape) for p in pieces) >= LEAST_PATCH_PX:
             return DomainReference.fit(
                 pieces,
                 recipe.sampling_A,

@@ -12,7 +12,7 @@ from micrographia.detect.finder import DefectFinder
 from micrographia.errors import UserError
 from micrographia.io import atomic_path, read_folder, write_image
 from micrographia.library import ImageLibrary
-from micrographia.metrics.domain import DomainReference
+from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainReference
 from micrographia.micrograph import Micrograph
 from micrographia.plots.figures import detections_figure
 from micrographia.simulate.degrade import draw_conditions
@@ -125,7 +125,7 @@ def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[s
     finder = DefectFinder(kinds, columns, first.pixel_size_A, recipe.detect)
     folder = out.with_suffix(".training")
     finder.fit(images, sites, folder, recipe.seed, recipe.device, recipe.tolerance_A)
-    if len(images) >= 10 and min(first.shape) >= 32:
+    if len(images) >= LEAST_IMAGES and min(first.shape) >= LEAST_PATCH_PX:
         finder.home = DomainReference.fit(images, first.pixel_size_A, 64, 1500, seed=recipe.seed)
     finder.save(out)
     return finder.validation_scores
@@ -161,11 +161,9 @@ def apply_detector(
     for micrograph in micrographs:
         sites = found[found["image"] == micrograph.name]
         say(f"{micrograph.name}: {len(sites)} sites")
-        if (
-            finder.home is not None
-            and min(micrograph.resampled(finder.pixel_size_A).shape) >= finder.home.patch_px
-        ):
-            domain = finder.home.distance(micrograph)
+        at_work = micrograph.resampled(finder.pixel_size_A)
+        if finder.home is not None and min(at_work.shape) >= finder.home.patch_px:
+            domain = finder.home.distance(at_work)
             if domain.outside:
                 say(f"warning: {domain.message}")
         about = {"step": "detect", "model": str(model), "image": micrograph.name}
