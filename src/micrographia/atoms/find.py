@@ -108,10 +108,10 @@ def find_atoms(
 def automatic_threshold(height: np.ndarray, noise: float) -> float:
     """Choose the least height of an atom from the heights of all maxima.
 
-    1. Where not even the upper of two classes of heights (Otsu's split of their logarithms) stands out from the
-       noise, only maxima of five standard deviations count.
-    2. Where the lower class lies below 0.45 times the upper one and at the noise (under four standard
-       deviations), it is noise or the ripples between atoms, and the split is the threshold.
+    1. The heights are split in two classes (Otsu, on their logarithms). Where the lower one lies below 0.45 times
+       the upper one and at the noise (under four standard deviations), it is noise or the ripples between
+       atoms, and the split is the threshold.
+    2. Otherwise, where most maxima do not stand out from the noise, only those of five standard deviations count.
     3. Otherwise nearly all maxima are atoms (two species differ by more than the noise), and 0.4 times the
        median height is the threshold: in a dense lattice the atoms leave the noise no room.
 
@@ -128,11 +128,10 @@ def automatic_threshold(height: np.ndarray, noise: float) -> float:
     split = float(np.exp(threshold_otsu(seen))) if np.ptp(seen) > 0 else 0.0
     upper = np.median(height[height > split])
     lower = np.median(height[height <= split]) if (height <= split).any() else upper
-    if upper < _STANDS_OUT * noise:
-        return _CERTAIN * noise
-    if lower < 0.45 * upper and lower < max(4 * noise, 0.02 * upper):
+    if upper >= _STANDS_OUT * noise and lower < min(0.45 * upper, max(4 * noise, 0.02 * upper)):
         return split
-    return _FAINTEST * float(np.median(height))
+    typical = float(np.median(height))
+    return _FAINTEST * typical if typical >= _STANDS_OUT * noise else _CERTAIN * noise
 
 
 def sites_from_maps(
