@@ -211,7 +211,9 @@ def _response_noise(image: np.ndarray, sigma: float, method: Method) -> float:
     return white * float(np.sqrt((_filter(impulse, sigma, method) ** 2).sum()))
 
 
-def _maxima(image: np.ndarray, apart_px: float, border_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _maxima(
+    image: np.ndarray, apart_px: float, border_px: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positive local maxima (x, y, height), the highest first, no two closer than `apart_px`.
 
     Positions are the vertices of the parabolas through the maximum and its neighbours.

@@ -258,7 +258,9 @@ def _fit(values: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: float, shap
     # A peak must be inside the disc, wider than a third of a pixel and narrower than twice the disc.
     good &= (np.hypot(u, v) < 1.5) & (minor * radius > 0.3) & (major < 2) & (top < 7)
 
-    error = _position_error(normal, cost / max(values.shape[1] - beta.shape[1], 1), u, v, vxx, vxy, vyy, shape)
+    error = _position_error(
+        normal, cost / max(values.shape[1] - beta.shape[1], 1), u, v, vxx, vxy, vyy, shape
+    )
     amplitude = np.exp(np.minimum(top, 7)) * scale
     extra = np.stack(
         [amplitude, background * scale + offset, major * radius, minor * radius, direction, error * radius],
