@@ -16,10 +16,11 @@ TRUTH = {
     "counts_per_A2": 150.0, "source_size_A": 0.9, "background": 0.3, "readout": 0.1, "contamination": 0.2,
     "line_jitter_A": 0.08, "slow_jitter_A": 0.2, "blur_px": 0.3, "afterglow_px": 0.5, "defocus_A": 0.0,
     "coma_A": 100.0, "threefold_A": 100.0, "astigmatism_A": 5.0, "line_gain": 0.02, "speckle": 0.1,
+    "contrast": 1.5,
 }  # fmt: skip
 
 
-SOUGHT = ("counts_per_A2", "source_size_A", "readout", "background", "blur_px", "afterglow_px")
+SOUGHT = ("contrast", "counts_per_A2", "source_size_A", "readout", "background", "blur_px", "afterglow_px")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +31,19 @@ def fitted():
     micrographs = [Micrograph(image, PIXEL_A, f"{i}.tif") for i, image in enumerate(images)]
     told: list[str] = []
     prior = narrowed(Conditions(), **{k: v for k, v in TRUTH.items() if k not in SOUGHT})
-    config = FitConfig(prior, simulations=150, rounds=4, patch_px=64)
+    config = FitConfig(prior, simulations=300, rounds=5, patch_px=64)
     return fit_conditions(micrographs, Specimen(), Optics(), config, seed=1, progress=told.append), told
 
 
 def test_known_conditions_are_recovered(fitted):
     median = fitted[0].table().set_index("condition")["median"]
     assert 1 / 1.6 < median["counts_per_A2"] / TRUTH["counts_per_A2"] < 1.6
-    for name, tolerance in (("source_size_A", 0.15), ("blur_px", 0.15), ("afterglow_px", 0.25)):
+    for name, tolerance in (
+        ("source_size_A", 0.15),
+        ("blur_px", 0.15),
+        ("afterglow_px", 0.25),
+        ("contrast", 0.25),
+    ):
         assert median[name] == pytest.approx(TRUTH[name], abs=tolerance), name
 
 
@@ -54,8 +60,8 @@ def test_the_fitted_images_are_nearer_to_the_experiment_than_the_prior(fitted):
     result, told = fitted
     assert result.distance_after < 0.1 * result.distance_before
     assert result.noise_floor > 0
-    assert len(told) == 3
-    assert told[-1].startswith("fit round 4 of 4")
+    assert len(told) == 4
+    assert told[-1].startswith("fit round 5 of 5")
 
 
 def test_what_cannot_be_told_from_an_image_is_said_to_be_so(fitted):

@@ -192,7 +192,7 @@ class DefectFinder:
         Kinds that look alike (one or two atoms of a column missing) are told apart by a sudden step in the
         training, which comes late for the rarer one.
         """
-        enough = 0.5 * max(0.5, *self.recall.values())
+        enough = 0.5 * max([0.5, *self.recall.values()])
         return [kind for kind, found in self.recall.items() if found < enough]
 
     def _validate(self, scaled: np.ndarray, sites: pd.DataFrame, first: int, tolerance_A: float) -> None:
