@@ -338,11 +338,21 @@ def test_lack_of_memory_is_explained(tmp_path):
 def test_our_own_defects_are_not_disguised(tmp_path):
     model, sample = regression()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        train(model, lambda step: (sample(step)[0][:, :2], sample(step)[1]), quick(), tmp_path)
+        train(model, lambda step: (sample(step)[0][:, :2], sample(step)[1]), quick(), tmp_path / "a")
     with pytest.raises(ValueError, match="both report"):
-        train(model, sample, quick(), tmp_path, evaluate=lambda step: {"loss": 0.0})
+        train(model, sample, quick(), tmp_path / "b", evaluate=lambda step: {"loss": 0.0})
     with pytest.raises(ValueError, match="needs an evaluate"):
-        train(model, sample, quick(), tmp_path, score="loss")
+        train(model, sample, quick(), tmp_path / "c", score="loss")
+
+
+def test_a_folder_is_not_resumed_with_other_data(tmp_path):
+    model, sample = regression()
+    train(model, sample, quick(), tmp_path)
+    saved = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(UserError, match="other data.*choose another folder"):
+        train(model, lambda step: sample(step + 1), quick(), tmp_path)
+    assert (tmp_path / "last.safetensors").read_bytes() == saved
+    train(model, lambda step: sample(step + 1), quick(), tmp_path, resume=False)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.optim.swa_utils import AveragedModel
 
 from micrographia.errors import UserError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 class Course:
     """How far the training has come: the part of a checkpoint that is no tensor."""
 
+    data: str
+    """Fingerprint of the first batch: a folder is never resumed with other data."""
     step: int = 0
     seconds: float = 0.0
     best_step: int | None = None
@@ -31,8 +35,25 @@ class Course:
     """The quantities of each step since the last row."""
 
 
+def data_fingerprint(batch: Any) -> str:
+    """Return twelve hexadecimal digits that stand for the numbers of a batch."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, dict):
+            part = list(part.values())
+        if isinstance(part, list | tuple):
+            for inner in part:
+                add(inner)
+        else:
+            digest.update(torch.as_tensor(part).detach().cpu().contiguous().numpy().tobytes())
+
+    add(batch)
+    return digest.hexdigest()[:12]
+
+
 def open_folder(
-    folder: Path, model: Trainable, averages: dict[str, AveragedModel], resume: bool, label: str
+    folder: Path, model: Trainable, averages: dict[str, AveragedModel], resume: bool, label: str, data: str
 ) -> Course:
     """Load the last state if there is one to resume, else clear the way for a new training."""
     rank, _ = distributed.rank_and_world()
@@ -44,9 +65,9 @@ def open_folder(
             (folder / "best.safetensors").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be used as the training folder ({error}).") from error
-    course = Course()
+    course = Course(data)
     if distributed.from_first(last.exists()):
-        course = _load_last(last, model, averages, label)
+        course = _load_last(last, model, averages, label, data)
     distributed.from_first(None)  # nobody goes on to write before everybody has read
     return course
 
@@ -65,8 +86,15 @@ def save_last(
     save_tree(folder / "last.safetensors", tree, label)
 
 
-def _load_last(path: Path, model: Trainable, averages: dict[str, AveragedModel], label: str) -> Course:
+def _load_last(
+    path: Path, model: Trainable, averages: dict[str, AveragedModel], label: str, data: str
+) -> Course:
     tree = load_tree(path, label)
+    if tree["course"].get("data") != data:
+        raise UserError(
+            f"{path.parent}: holds a training on other data, or with another seed or batch; choose another folder, "
+            "or start over without resuming."
+        )
     _load_networks(tree, model, averages, path.parent)
     try:
         for name, optimizer in model.optimizers.items():

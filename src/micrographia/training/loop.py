@@ -26,7 +26,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from micrographia.errors import UserError
 from micrographia.training import distributed
-from micrographia.training.checkpoint import Course, load_best, open_folder, save_best, save_last
+from micrographia.training.checkpoint import (
+    Course,
+    data_fingerprint,
+    load_best,
+    open_folder,
+    save_best,
+    save_last,
+)
 from micrographia.training.device import autocast, choose_device, to_device
 from micrographia.training.progress import MetricsFile, ProgressDisplay
 
@@ -133,7 +140,7 @@ def train(
         ``torchrun`` it returns this process's share (`distributed.shard`).
     config : TrainConfig
     folder : path
-        Of this training alone; created where missing. Under ``torchrun`` all processes must see it.
+        Of this training alone (another first batch is refused); created where missing. Under ``torchrun`` all processes must see it.
     evaluate : callable, optional
         ``evaluate(step)`` returns quantities to log, under other names than the training step's. Runs in the
         first process only; it may switch networks to evaluation mode.
@@ -163,7 +170,8 @@ def train(
     averages = _averages(model, config.ema_decay)
     generator = torch.Generator(device)
 
-    course = open_folder(folder, model, averages, resume, label)
+    data = distributed.from_first(data_fingerprint(batches(0)))
+    course = open_folder(folder, model, averages, resume, label, data)
     metrics = MetricsFile(folder, course.rows, course.step) if rank == 0 else None
     begun = time.monotonic() - course.seconds
     stopped: Literal["done", "early", "interrupted"] = "done"
