@@ -349,7 +349,7 @@ def test_a_folder_is_not_resumed_with_other_data(tmp_path):
     model, sample = regression()
     train(model, sample, quick(), tmp_path)
     saved = (tmp_path / "last.safetensors").read_bytes()
-    with pytest.raises(UserError, match="other data.*choose another folder"):
+    with pytest.raises(UserError, match=r"other data.*choose another folder"):
         train(model, lambda step: sample(step + 1), quick(), tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == saved
     train(model, lambda step: sample(step + 1), quick(), tmp_path, resume=False)
