@@ -108,12 +108,14 @@ def find_atoms(
 def automatic_threshold(height: np.ndarray, noise: float) -> float:
     """Choose the least height of an atom from the heights of all maxima.
 
-    1. The heights are split in two classes (Otsu, on their logarithms). Where the lower one lies below 0.45 times
-       the upper one and at the noise (under four standard deviations), it is noise or the ripples between
-       atoms, and the split is the threshold.
-    2. Otherwise, where most maxima do not stand out from the noise, only those of five standard deviations count.
-    3. Otherwise nearly all maxima are atoms (two species differ by more than the noise), and 0.4 times the
-       median height is the threshold: in a dense lattice the atoms leave the noise no room.
+    The heights are split in two classes (Otsu, on their logarithms), which are distinct where the median of the
+    lower is below 0.45 times that of the upper one.
+
+    1. Of distinct classes the lower one is noise or the ripples between atoms if its median is below three
+       standard deviations of the noise: the split is the threshold. Otherwise it is a lighter species.
+    2. Where most of all maxima do not stand out from the noise, only those of five standard deviations count.
+    3. Otherwise nearly all maxima are atoms (in a dense lattice they leave the noise no room), and 0.4 times the
+       median height, that of the lighter species if there are two, is the threshold.
 
     Parameters
     ----------
@@ -128,10 +130,13 @@ def automatic_threshold(height: np.ndarray, noise: float) -> float:
     split = float(np.exp(threshold_otsu(seen))) if np.ptp(seen) > 0 else 0.0
     upper = np.median(height[height > split])
     lower = np.median(height[height <= split]) if (height <= split).any() else upper
-    if upper >= _STANDS_OUT * noise and lower < min(0.45 * upper, max(4 * noise, 0.02 * upper)):
+    distinct = lower < 0.45 * upper
+    if distinct and lower < max(_STANDS_OUT * noise, 0.02 * upper) and upper >= _STANDS_OUT * noise:
         return split
     typical = float(np.median(height))
-    return _FAINTEST * typical if typical >= _STANDS_OUT * noise else _CERTAIN * noise
+    if typical < _STANDS_OUT * noise:
+        return _CERTAIN * noise
+    return _FAINTEST * min(typical, float(lower) if distinct else typical)
 
 
 def sites_from_maps(
