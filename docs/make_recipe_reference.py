@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
-from micrographia.workflows.recipe import BUILT_IN, Recipe, built_in, field_help, to_toml
+from micrographia.workflows.recipe import BUILT_IN, JOURNEYS, built_in, field_help, to_toml
 
 INTRODUCTION = """\
 # Recipes: every key
@@ -30,14 +30,17 @@ it. Unknown keys, wrong types and values out of range are errors that name the n
 
 def reference() -> str:
     """Return the page as Markdown."""
-    defaults = toml_lines(Recipe())
-    parts = [INTRODUCTION, _built_in(defaults)]
-    for path, kind, text in sections(Recipe, Recipe()):
-        parts.append(_section(path, kind, text, defaults[path]))
+    parts = [INTRODUCTION, _built_in()]
+    for journey, recipe in JOURNEYS.items():
+        defaults = toml_lines(recipe())
+        parts.append(f"## {journey}\n")
+        parts += [
+            _section(path, kind, text, defaults[path]) for path, kind, text in sections(recipe, recipe())
+        ]
     return "\n".join(parts)
 
 
-def toml_lines(recipe: Recipe) -> dict[str, dict[str, str]]:
+def toml_lines(recipe: Any) -> dict[str, dict[str, str]]:
     """Return section -> key -> value of a recipe, as TOML writes them."""
     out: dict[str, dict[str, str]] = {"": {}}
     section = ""
@@ -62,7 +65,7 @@ def sections(kind: type, default: Any, path: str = "", text: str = "") -> Iterat
 
 
 def _section(path: str, kind: type, text: str, defaults: dict[str, str]) -> str:
-    title = f"## `[{path}]`" if path else "## Top level"
+    title = f"### `[{path}]`" if path else "### Top level"
     hints, told = typing.get_type_hints(kind), field_help(kind)
     lines = [title, "", text or _first_line(kind), ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
@@ -88,10 +91,11 @@ def type_name(kind: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true/false"}[kind]
 
 
-def _built_in(defaults: dict[str, dict[str, str]]) -> str:
+def _built_in() -> str:
     lines = ["## Built-in recipes", "", "What each changes against the defaults below.", ""]
     for name in BUILT_IN:
-        own = toml_lines(built_in(name))
+        recipe = built_in(name)
+        own, defaults = toml_lines(recipe), toml_lines(type(recipe)())
         changed = [
             f"`{section}{'.' if section else ''}{key} = {value}`"
             for section, values in own.items()

@@ -1,4 +1,4 @@
-"""Whole journeys: recipe, run, find, demo."""
+"""Whole journeys: recipe, run, find, explore, demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from micrographia.cli.parser import (
     add_device,
     add_images,
     add_pixel_size,
+    angstrom,
     positive,
     teller,
 )
@@ -49,11 +50,34 @@ def add_commands(group: Any) -> None:
     )  # fmt: skip
     _add_find_options(find, None)
 
+    explore = add_command(
+        group, "explore", "Find atoms, learn what varies around them, and map it back",
+        """micrographia explore movie.tif --window 8 --model rvae --pixel-size 0.1
+        micrographia explore frames/*.dm4 --recipe explore-graphene --out my-movie
+        micrographia explore scan.emd --model joint_rvae --classes 3 --set latent.members=5
+        micrographia explore domains.tif --model shift_vae --set atoms.find=grid --set atoms.grid_A=10""",
+        run_explore,
+    )  # fmt: skip
+    add_images(explore)
+    explore.add_argument(
+        "--recipe", default="explore", metavar="RECIPE", help="built-in or TOML file [explore]"
+    )
+    explore.add_argument("--window", type=angstrom, default=None, metavar="Å", help="edge of the patches [8]")
+    explore.add_argument("--model", default=None, help="rvae, shift_vae, vae, ae, joint_rvae ... [rvae]")
+    explore.add_argument("--latents", type=positive, default=None, metavar="N", help="continuous latents [2]")
+    explore.add_argument("--classes", type=int, default=None, metavar="K", help="classes or clusters [4]")
+    explore.add_argument(
+        "--sites", type=Path, default=None, metavar="FILE",
+        help="table of sites to use instead of finding atoms (CSV or Parquet: image or frame, x_px, y_px, kind)",
+    )  # fmt: skip
+    _add_find_options(explore, None)
+
     run = add_command(
-        group, "run", "Find defects as a recipe says",
+        group, "run", "Run what a recipe says: find or explore",
         """micrographia run wse2 --images scans/ --out my-run
         micrographia run my-recipe.toml --images a.dm4 b.dm4 --out my-run --resume
-        micrographia run single-atoms --images *.png --out re --set element=Re --pixel-size 0.2""",
+        micrographia run single-atoms --images *.png --out re --set element=Re --pixel-size 0.2
+        micrographia run explore-graphene --images movie.tif --out movie""",
         run_recipe,
     )  # fmt: skip
     run.add_argument("recipe", metavar="RECIPE", help="built-in recipe or TOML file")
@@ -95,9 +119,13 @@ def _add_find_options(parser: argparse.ArgumentParser, default: str | None) -> N
 
 def run_recipe(arguments: argparse.Namespace) -> None:
     """`micrographia run`."""
-    from micrographia.workflows.recipe import load_recipe
+    from micrographia.workflows.recipe import Recipe, load_recipe
 
-    _find(load_recipe(arguments.recipe, [*arguments.changes, *_changes(arguments)]), arguments)
+    recipe = load_recipe(arguments.recipe, [*arguments.changes, *_changes(arguments)])
+    if isinstance(recipe, Recipe):
+        _find(recipe, arguments)
+    else:
+        _explore(recipe, arguments, None)
 
 
 def run_find(arguments: argparse.Namespace) -> None:
@@ -106,6 +134,35 @@ def run_find(arguments: argparse.Namespace) -> None:
 
     changes = [*arguments.changes, *_changes(arguments)]
     _find(recipe_for(arguments.material, arguments.defects, changes), arguments)
+
+
+def run_explore(arguments: argparse.Namespace) -> None:
+    """`micrographia explore`."""
+    from micrographia.errors import UserError
+    from micrographia.workflows.explore_recipe import ExploreRecipe
+    from micrographia.workflows.recipe import load_recipe
+
+    given = {
+        "patches.window_A": arguments.window, "latent.model": arguments.model,
+        "latent.latents": arguments.latents, "latent.classes": arguments.classes,
+    }  # fmt: skip
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    recipe = load_recipe(arguments.recipe, [*changes, *arguments.changes, *_changes(arguments)])
+    if not isinstance(recipe, ExploreRecipe):
+        raise UserError(
+            f"{arguments.recipe} is a recipe to find defects; use micrographia run, or --recipe explore."
+        )
+    _explore(recipe, arguments, arguments.sites)
+
+
+def _explore(recipe: Any, arguments: argparse.Namespace, sites: Path | None) -> None:
+    from micrographia.workflows.explore import explore
+
+    out = arguments.out or Path(f"micrographia-{recipe.name}")
+    images = [Path(path) for path in arguments.images]
+    explore(images, recipe, out, sites, arguments.resume, teller(arguments))
+    for name in ("atoms.csv", "report.html"):
+        print(out / name)
 
 
 def _changes(arguments: argparse.Namespace) -> list[str]:
@@ -147,7 +204,11 @@ def print_recipe(arguments: argparse.Namespace) -> None:
 
     if arguments.name is None:
         for name in BUILT_IN:
-            specimen = built_in(name).specimen
-            print(f"{name:14} {specimen.material}: {', '.join(specimen.defects)}")
+            recipe = built_in(name)
+            if recipe.journey == "find":
+                told = f"find in {recipe.specimen.material}: {', '.join(recipe.specimen.defects)}"
+            else:
+                told = f"explore {recipe.material or 'any atoms'}: {recipe.latent.model}"
+            print(f"{name:17} {told}")
     else:
         print(to_toml(load_recipe(arguments.name, arguments.changes)), end="")

@@ -16,6 +16,7 @@ from micrographia.cli.parser import (
     positive,
     teller,
 )
+from micrographia.errors import UserError
 
 
 def add_commands(group: Any) -> None:
@@ -116,14 +117,19 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipe(arguments: argparse.Namespace) -> Any:
-    from micrographia.workflows.recipe import load_recipe
+    from micrographia.workflows.recipe import Recipe, load_recipe
 
     changes = list(arguments.changes)
     if arguments.seed is not None:
         changes.append(f"seed={arguments.seed}")
     if getattr(arguments, "device", None) is not None:
         changes.append(f'device="{arguments.device}"')
-    return load_recipe(arguments.recipe, changes)
+    recipe = load_recipe(arguments.recipe, changes)
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"{arguments.recipe} is a recipe to {recipe.journey}; this step needs one to find defects."
+        )
+    return recipe
 
 
 def run_simulate(arguments: argparse.Namespace) -> None:

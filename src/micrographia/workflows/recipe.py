@@ -26,6 +26,7 @@ from micrographia.simulate.fit import FitConfig
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.translate.cyclegan import TranslateConfig
+from micrographia.workflows.explore_recipe import ExploreRecipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class LibraryConfig:
 class Recipe:
     """One run of `micrographia find`, completely."""
 
+    journey: Literal["find"] = "find"
+    """Which journey the recipe is for."""
     name: str = "wse2"
     """What the recipe is called."""
     seed: int = 0
@@ -143,11 +146,20 @@ BUILT_IN: dict[str, dict[str, Any]] = {
             }
         },
     },
+    "explore": {"journey": "explore"},
+    "explore-graphene": {
+        "journey": "explore",
+        "material": "graphene",
+        "atoms": {"bond_A": 1.42},
+        "latent": {"symmetry": 6},
+    },
 }
+#: What a recipe's key `journey` stands for.
+JOURNEYS: dict[str, type] = {"find": Recipe, "explore": ExploreRecipe}
 
 
-def built_in(name: str) -> Recipe:
-    """Return the built-in recipe `name`.
+def built_in(name: str) -> Any:
+    """Return the built-in recipe `name`, of the journey that it is for.
 
     Raises
     ------
@@ -156,11 +168,23 @@ def built_in(name: str) -> Recipe:
     """
     if name not in BUILT_IN:
         raise UserError(f"There is no built-in recipe '{name}'.{did_you_mean(name, BUILT_IN)}")
-    return from_dict(Recipe, {"name": name, **BUILT_IN[name]})
+    return _of_journey({"name": name, **BUILT_IN[name]})
 
 
-def load_recipe(name_or_path: str | Path, changes: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe by built-in name or from a TOML file, with changes ``key.sub=value`` on top."""
+def _of_journey(values: dict[str, Any]) -> Any:
+    journey = values.get("journey", "find")
+    if journey not in JOURNEYS:
+        raise UserError(
+            f"recipe: journey = {journey!r} is not possible.{did_you_mean(str(journey), JOURNEYS)}"
+        )
+    return from_dict(JOURNEYS[journey], values)
+
+
+def load_recipe(name_or_path: str | Path, changes: list[str] | tuple[str, ...] = ()) -> Any:
+    """Read a recipe by built-in name or from a TOML file, with changes ``key.sub=value`` on top.
+
+    Returns the dataclass of its journey: `Recipe` or `ExploreRecipe`.
+    """
     if str(name_or_path) in BUILT_IN:
         values: dict[str, Any] = {"name": str(name_or_path), **_copied(BUILT_IN[str(name_or_path)])}
     else:
@@ -174,7 +198,7 @@ def load_recipe(name_or_path: str | Path, changes: list[str] | tuple[str, ...] =
             raise UserError(f"{path}: not a readable TOML file ({error}).") from error
     for change in changes:
         _apply_change(values, change)
-    return from_dict(Recipe, values)
+    return _of_journey(values)
 
 
 def _copied(values: dict) -> dict:
@@ -291,7 +315,7 @@ def to_dict(recipe: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe)))
 
 
-def differences(a: Recipe, b: Recipe) -> list[str]:
+def differences(a: Any, b: Any) -> list[str]:
     """Name the keys in which two recipes differ, with both values."""
 
     def flat(values: dict, prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from micrographia.errors import UserError
 from micrographia.io import atomic_path
+from micrographia.workflows.explore_recipe import ExploreRecipe
 from micrographia.workflows.recipe import Recipe, differences, load_recipe, to_toml
 
 
@@ -28,7 +29,7 @@ class RunFolder:
     ----------
     path : path
         Created where missing.
-    recipe : Recipe
+    recipe : Recipe or ExploreRecipe
     resume : bool
         Continue in a folder that holds an earlier run of the same recipe.
 
@@ -39,7 +40,7 @@ class RunFolder:
         something else.
     """
 
-    def __init__(self, path: str | Path, recipe: Recipe, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, recipe: Recipe | ExploreRecipe, resume: bool = False) -> None:
         self.path = Path(path)
         stored = self.path / "recipe.toml"
         if stored.exists():

@@ -12,6 +12,7 @@ from micrographia.errors import UserError
 from micrographia.inspect import LATTICES, Inspection, inspect_image, spot_scale
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.scenes import Specimen
+from micrographia.workflows.explore_recipe import ExploreRecipe
 from micrographia.workflows.recipe import Recipe
 
 #: A lattice's word counts from this confidence on.
@@ -29,7 +30,7 @@ class Scaled:
     why: str
 
 
-def decide_scale(images: Sequence[Micrograph], recipe: Recipe) -> list[Scaled]:
+def decide_scale(images: Sequence[Micrograph], recipe: Recipe | ExploreRecipe) -> list[Scaled]:
     """Decide on the pixel size of every image; see `Recipe.pixel_size_A` and `trust_lattice_percent`.
 
     Raises
@@ -37,11 +38,12 @@ def decide_scale(images: Sequence[Micrograph], recipe: Recipe) -> list[Scaled]:
     UserError
         An image has no pixel size and no lattice to derive one from.
     """
-    material = recipe.specimen.material if recipe.specimen.material in LATTICES else None
-    return [_decide(image, recipe, material) for image in images]
+    material = recipe.specimen.material if isinstance(recipe, Recipe) else recipe.material
+    known = material if material in LATTICES else None
+    return [_decide(image, recipe, known) for image in images]
 
 
-def _decide(image: Micrograph, recipe: Recipe, material: str | None) -> Scaled:
+def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | None) -> Scaled:
     if recipe.pixel_size_A:
         image = image.with_pixel_size(recipe.pixel_size_A, "user")
     inspection = inspect_image(image, material) if material else None
@@ -68,7 +70,7 @@ def _decide(image: Micrograph, recipe: Recipe, material: str | None) -> Scaled:
         return Scaled(
             image.with_pixel_size(from_lattice, "lattice"), inspection, "from the lattice; the file has none"
         )
-    if recipe.typical_spot_A:
+    if isinstance(recipe, Recipe) and recipe.typical_spot_A:
         width_px = spot_scale(image.data)
         if width_px:
             why = f"assumed: spots of {width_px:.1f} px are taken to be {recipe.typical_spot_A} Å wide"

@@ -18,7 +18,9 @@ from micrographia.training.device import choose_device
 from micrographia.workflows.recipe import BUILT_IN, Recipe, built_in, load_recipe
 
 #: Material -> the built-in recipe to start from; other dichalcogenides start from that of WSe2.
-RECIPES = {str(values["specimen"]["material"]): name for name, values in BUILT_IN.items()}
+RECIPES = {
+    str(values["specimen"]["material"]): name for name, values in BUILT_IN.items() if "specimen" in values
+}
 #: Fraction of sites with a defect in the training images where the recipe says nothing: enough to learn from.
 CONCENTRATION = 0.02
 _WORDS = re.compile(

@@ -1,0 +1,436 @@
+"""The journey `explore`: images -> atoms -> patches -> latent model -> maps and courses over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import KNeighborsRegressor
+
+from micrographia.atoms.cut import AtomPatches, cut_grid, cut_patches_around
+from micrographia.atoms.find import find_atoms
+from micrographia.atoms.frames import as_frames, frame_numbers
+from micrographia.atoms.refine import refine_com, refine_gaussian
+from micrographia.atoms.track import link_atoms, transition_matrix
+from micrographia.bonds import label_rings
+from micrographia.errors import UserError
+from micrographia.io import read_folder
+from micrographia.latent import presets
+from micrographia.latent.compare import gmm, pca
+from micrographia.latent.ensemble import Ensemble
+from micrographia.latent.vae import VAE
+from micrographia.micrograph import Micrograph, robust_scale
+from micrographia.sites import read_sites, write_sites
+from micrographia.training.checkpoint import data_fingerprint
+from micrographia.training.device import choose_device, set_threads
+from micrographia.workflows.explore_recipe import ExploreRecipe, LatentConfig
+from micrographia.workflows.runfolder import RunFolder, file_fingerprint, versions
+from micrographia.workflows.scale import decide_scale
+from micrographia.workflows.stages import images_key
+
+Say = Callable[[str], None]
+#: Atoms on which the checks of the latents are made, evenly spaced: enough for two digits.
+CHECKED = 4000
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Everything a run has found, and what its report shows."""
+
+    images: list[Micrograph]
+    series: bool
+    sites: pd.DataFrame
+    """All atoms; the latents of those whose window leaves the image are NaN."""
+    patches: AtomPatches
+    model: VAE | Ensemble
+    codes: np.ndarray
+    """``[N, D]``, as the model's `transform` returns them."""
+    condition: np.ndarray | None
+    history: pd.DataFrame
+    """Course of the training, by ``member``."""
+    rings: pd.DataFrame | None
+    """Ring statistics by frame."""
+    transitions: pd.DataFrame | None
+    metrics: dict[str, Any]
+    folder: Path
+
+    @property
+    def first_member(self) -> VAE:
+        """The model itself, or the member in whose language the ensemble speaks."""
+        return self.model.members_[self.model.reference_] if isinstance(self.model, Ensemble) else self.model
+
+
+def explore(
+    images: Sequence[Path | str],
+    recipe: ExploreRecipe,
+    out: str | Path,
+    sites: str | Path | None = None,
+    resume: bool = False,
+    say: Say = print,
+) -> Exploration:
+    """Find atoms, learn what varies between their surroundings, and map it back.
+
+    Parameters
+    ----------
+    images : files, folders or patterns
+        The frames of a movie, or single images.
+    recipe : ExploreRecipe
+    out : path
+        The run folder. Afterwards it holds ``atoms.csv`` (every atom with its latents), ``metrics.json``,
+        ``report.html``, ``latent.html`` (interactive), the model and the recipe.
+    sites : path, optional
+        Table of sites to use instead of finding atoms; a column ``label`` (empty = unknown) teaches the
+        semi-supervised model, any other can be a condition.
+    resume : bool
+        Continue an earlier run of the same recipe.
+    say : callable
+        Told what is going on.
+
+    Raises
+    ------
+    UserError
+        Nothing readable, no pixel size, no atoms, a window larger than the images, labels or conditions that are
+        missing, or a run folder of something else.
+    """
+    from micrographia.workflows.explore_report import write_explore_report
+
+    set_threads()
+    device = choose_device(recipe.device)
+    own_sites = None if sites is None else read_sites(sites)
+    micrographs, failures = read_folder(images, recipe.pixel_size_A or None)
+    for path, reason in failures:
+        say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
+    series = _is_series(micrographs, recipe)
+    scaled = [s.image for s in decide_scale(micrographs, recipe)]
+    if series:  # one magnification for all frames, whatever each frame's lattice says
+        size_A = float(np.median([m.pixel_size_A for m in scaled]))
+        scaled = [m.with_pixel_size(size_A, m.pixel_size_source) for m in scaled]
+    run = RunFolder(out, recipe, resume)
+    told = f"{len(scaled)} frames of a movie" if series else f"{len(scaled)} images"
+    say(f"{told}, device {device}, run folder {run.path}")
+    say(f"{scaled[0].name}: {scaled[0].pixel_size_A:.4g} Å per pixel ({scaled[0].pixel_size_source})")
+
+    key = images_key(scaled)
+    given = "" if sites is None else file_fingerprint(Path(sites))
+    table, rings = _atoms_stage(run, scaled, own_sites, recipe, series, {"images": key, "sites": given}, say)
+    patches = _patches(scaled, table, recipe)
+    dropped = f", {patches.dropped} too near the edge" if patches.dropped else ""
+    say(f"{len(patches)} patches of {patches.size_px} px ({patches.window_A:g} Å){dropped}")
+    labels, condition, names = _known(patches.sites, recipe.latent)
+    model, codes, history = _model_stage(run, patches, recipe, labels, condition, say)
+    table = _with_latents(table, patches, model, codes, recipe, names)
+    transitions = None
+    if "track" in table and "cluster" in table:
+        transitions = transition_matrix(table.dropna(subset=["cluster"]), "cluster")
+    metrics = judge_latents(patches, model, codes, table, condition, recipe)
+    metrics |= {
+        "atoms": len(table), "patches": len(patches), "dropped_at_the_edge": patches.dropped,
+        "frames": len(scaled), "series": series, "pixel_size_A": scaled[0].pixel_size_A,
+        "images_left_out": [[str(p), reason] for p, reason in failures],
+        "versions": versions(), "seed": recipe.seed,
+    }  # fmt: skip
+    write_sites(table, run.path / "atoms.csv")
+    if rings is not None:
+        run.write_text("rings.csv", rings.to_csv(index=False))
+    run.write_json("metrics.json", metrics)
+    found = Exploration(
+        scaled,
+        series,
+        table,
+        patches,
+        model,
+        codes,
+        condition,
+        history,
+        rings,
+        transitions,
+        metrics,
+        run.path,
+    )
+    write_explore_report(run, found, recipe)
+    say(f"{len(table)} atoms; open {run.path / 'report.html'}")
+    return found
+
+
+def _is_series(images: Sequence[Micrograph], recipe: ExploreRecipe) -> bool:
+    alike = len({m.shape for m in images}) == 1
+    if recipe.series == "yes" and not alike:
+        raise UserError("series = yes: the frames of a movie must have one size; these differ.")
+    return recipe.series == "yes" or (recipe.series == "auto" and alike and len(images) > 2)
+
+
+def _atoms_stage(
+    run: RunFolder,
+    images: list[Micrograph],
+    own: pd.DataFrame | None,
+    recipe: ExploreRecipe,
+    series: bool,
+    inputs: dict[str, str],
+    say: Say,
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Table of all sites with ``frame`` (and ``ring``, ``track``), and the ring statistics."""
+    config = recipe.atoms
+
+    def work(folder: Path) -> None:
+        if own is not None:
+            table = own.assign(frame=frame_numbers(own, as_frames(images)))
+        elif config.find == "grid":
+            table = cut_grid(images, recipe.patches.window_A, config.grid_A).sites
+        else:
+            table = find_atoms(
+                images, config.scale_A, config.min_distance_A or None, method=config.find, dark=config.dark
+            )
+            if not len(table):
+                raise UserError(
+                    f"No atoms were found in {images[0].name}"
+                    f"{f' and {len(images) - 1} more' if len(images) > 1 else ''}; check the pixel size and "
+                    "atoms.scale_A, set atoms.dark = true for dark atoms, or cut patches on a grid (atoms.find = grid)."
+                )
+            if config.refine == "gaussian":
+                table = refine_gaussian(images, table, dark=config.dark, shape="round")
+            elif config.refine == "mass":
+                table = refine_com(images, table, dark=config.dark)
+        size_A = float(images[0].pixel_size_A or np.nan)
+        if config.bond_A and config.find != "grid":
+            table, rings = label_rings(table, size_A, config.bond_A)
+            rings.to_csv(folder / "rings.csv", index=False)
+        if series and recipe.track_A and config.find != "grid":
+            table = link_atoms(table, recipe.track_A, size_A)
+        write_sites(table, folder / "sites.csv")
+
+    settings = {"atoms": asdict(config), "series": series, "track_A": recipe.track_A}
+    if config.find == "grid":
+        settings["window_A"] = recipe.patches.window_A
+    folder = run.stage("atoms", inputs | settings, work, say)
+    table = read_sites(folder / "sites.csv")
+    rings = folder / "rings.csv"
+    return table, pd.read_csv(rings) if rings.exists() else None
+
+
+def _patches(images: list[Micrograph], table: pd.DataFrame, recipe: ExploreRecipe) -> AtomPatches:
+    """Cut the windows, from images brought to a sampling at which a window has about `size_px` pixels."""
+    config = recipe.patches
+    finest = max(float(m.pixel_size_A or 0) for m in images)
+    sampling_A = max(config.window_A / config.size_px, finest)
+    # Counts and probabilities keep their units; for the rest, frames of unlike brightness are made alike.
+    scaled = [
+        m.with_data(robust_scale(m.data)[0], "scaled") if recipe.latent.network.loss == "gaussian" else m
+        for m in images
+    ]
+    zoom = np.array([float(m.pixel_size_A or np.nan) / sampling_A for m in images])[table["frame"]]
+    moved = table.assign(x_px=table["x_px"] * zoom, y_px=table["y_px"] * zoom)
+    cut = cut_patches_around(
+        [m.resampled(sampling_A) for m in scaled], moved, config.window_A, config.time_stack
+    )
+    if not len(cut):
+        raise UserError(
+            f"All {len(table)} windows of {config.window_A:g} Å leave their image; choose a smaller patches.window_A."
+        )
+    return replace(cut, sites=table.iloc[cut.rows].reset_index(drop=True))
+
+
+def _known(
+    sites: pd.DataFrame, config: LatentConfig
+) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """Labels (-1 = unknown) and condition of each patch, and the names of the classes."""
+    labels, condition, names = None, None, []
+    if config.model == "semi_supervised_rvae":
+        if "label" not in sites:
+            raise UserError(
+                "semi_supervised_rvae needs --sites FILE with a column 'label', empty where unknown."
+            )
+        known = sites["label"].notna() & (sites["label"].astype(str) != "")
+        names = sorted(sites.loc[known, "label"].astype(str).unique())
+        if len(names) < 2:
+            raise UserError(f"The column 'label' names {len(names)} classes; at least 2 are needed.")
+        labels = np.where(
+            known, np.searchsorted(names, sites["label"].astype(str)).clip(0, len(names) - 1), -1
+        )
+    if config.model.startswith("conditional"):
+        if config.condition not in sites:
+            raise UserError(
+                f"The sites have no column '{config.condition}' for latent.condition; they have "
+                f"{', '.join(map(str, sites.columns))}."
+            )
+        column = sites[config.condition]
+        if column.isna().any():
+            raise UserError(f"The column '{config.condition}' is empty for {int(column.isna().sum())} sites.")
+        if pd.api.types.is_numeric_dtype(column):
+            condition = column.to_numpy(np.float32)
+        else:
+            condition = np.unique(column.astype(str), return_inverse=True)[1]
+    return labels, condition, names
+
+
+def build_model(
+    config: LatentConfig,
+    classes: int,
+    given: int,
+    window_px: float,
+    pixel_size_A: float,
+    seed: int,
+    device: str,
+) -> VAE:
+    """Build the latent model that a recipe names.
+
+    Parameters
+    ----------
+    classes, given : int
+        Classes of joint and semi-supervised models; numbers (or labels) that a conditional model is told.
+    window_px, pixel_size_A : float
+        Of the patches; a prior of the shift wider than a quarter of the window would move the object out of it.
+    """
+    prior_px = min(config.shift_A / pixel_size_A, window_px / 4)
+    pose: dict[str, Any] = {"range_deg": config.range_deg, "prior_px": prior_px, "scale": config.scale}
+    rest: dict[str, Any] = {"config": config.network, "seed": seed, "device": device}
+    n = config.latents
+    match config.model:
+        case "ae":
+            return presets.ae(n, **rest)
+        case "vae":
+            return presets.vae(n, **rest)
+        case "shift_vae":
+            return presets.shift_vae(n, prior_px, scale=config.scale, **rest)
+        case "rvae":
+            return presets.rvae(n, **pose, **rest)
+        case "joint_vae":
+            return presets.joint_vae(classes, n, **rest)
+        case "joint_rvae":
+            return presets.joint_rvae(classes, n, **pose, **rest)
+        case "conditional_vae":
+            return presets.conditional_vae(given, n, **rest)
+        case "conditional_rvae":
+            return presets.conditional_rvae(given, n, **pose, **rest)
+        case "semi_supervised_rvae":
+            return presets.semi_supervised_rvae(classes, n, **pose, **rest)
+
+
+def _model_stage(
+    run: RunFolder,
+    patches: AtomPatches,
+    recipe: ExploreRecipe,
+    labels: np.ndarray | None,
+    condition: np.ndarray | None,
+    say: Say,
+) -> tuple[VAE | Ensemble, np.ndarray, pd.DataFrame]:
+    """Train the model on evenly spaced patches, then encode all; the third is the course of the training."""
+    config = recipe.latent
+    n = min(len(patches), recipe.patches.train_on)
+    some = np.linspace(0, len(patches) - 1, n).astype(int)
+    if labels is not None:  # every label counts
+        some = np.union1d(some, np.flatnonzero(labels >= 0))
+    classes = int(labels.max()) + 1 if labels is not None else config.classes
+    given = int(condition.max()) + 1 if condition is not None and condition.dtype.kind == "i" else 1
+    model: VAE | Ensemble = build_model(
+        config, classes, given, patches.size_px, patches.pixel_size_A, recipe.seed, recipe.device
+    )
+    if config.members > 1:
+        model = Ensemble(model, config.members)
+    kind = type(model)
+
+    def work(folder: Path) -> None:
+        say(f"{config.model}: learns from {len(some)} patches")
+        model.fit(
+            patches.images[some],
+            None if labels is None else labels[some],
+            None if condition is None else condition[some],
+            folder=folder / "training",
+        )
+        model.save(folder / "model.safetensors")
+        np.save(folder / "codes.npy", model.transform(patches.images, condition))
+        members = model.members_ if isinstance(model, Ensemble) else [model]
+        courses = [member.history_.assign(member=i) for i, member in enumerate(members)]
+        pd.concat(courses).to_csv(folder / "history.csv", index=False)
+
+    inputs = {
+        "patches": data_fingerprint(patches.images),
+        "latent": asdict(config),
+        "train_on": recipe.patches.train_on,
+        "labels": None if labels is None else labels.tolist(),
+        "condition": None if condition is None else condition.tolist(),
+        "seed": recipe.seed,
+    }
+    folder = run.stage(config.model.replace("_", "-"), inputs, work, say)
+    loaded = kind.load(folder / "model.safetensors", recipe.device)
+    loaded.save(run.path / "model.safetensors")
+    return loaded, np.load(folder / "codes.npy"), pd.read_csv(folder / "history.csv")
+
+
+def _with_latents(
+    table: pd.DataFrame,
+    patches: AtomPatches,
+    model: VAE | Ensemble,
+    codes: np.ndarray,
+    recipe: ExploreRecipe,
+    names: list[str],
+) -> pd.DataFrame:
+    """Add the latents, the class or cluster, and an ensemble's spread, to the atoms that have a patch."""
+    columns = list(model.get_feature_names_out())
+    latents = pd.DataFrame(codes, columns=columns).drop(columns=[c for c in columns if c.startswith("class")])
+    chances = codes[:, [i for i, c in enumerate(columns) if c.startswith("class")]]
+    z = latents[[c for c in latents if c.startswith("z")]].to_numpy()
+    if chances.shape[1]:
+        latents["cluster"] = chances.argmax(axis=1)
+        latents["cluster_probability"] = chances.max(axis=1)
+        if names:
+            latents["class"] = np.array(names)[chances.argmax(axis=1)]
+    elif recipe.latent.classes > 1 and len(z) >= 10 * recipe.latent.classes:
+        groups = gmm(z, recipe.latent.classes, recipe.seed)
+        latents["cluster"] = groups.labels
+        latents["cluster_probability"] = groups.probabilities.max(axis=1)
+    if isinstance(model, Ensemble):
+        given = _known(patches.sites, recipe.latent)[1]
+        spread = model.uncertainty(patches.images, given)
+        latents = latents.join(spread.rename(columns={"reconstruction": "std_reconstruction"}))
+    clash = [c for c in latents if c in table]
+    table = table.rename(columns={c: f"given_{c}" for c in clash})
+    latents.index = table.index[patches.rows]
+    return table.join(latents)
+
+
+def judge_latents(
+    patches: AtomPatches,
+    model: VAE | Ensemble,
+    codes: np.ndarray,
+    table: pd.DataFrame,
+    condition: np.ndarray | None,
+    recipe: ExploreRecipe,
+) -> dict[str, Any]:
+    """Check the latents: what they explain, and whether the pose leaks into the content.
+
+    ``explained`` is the share of the patches' variance that the model draws, beside that of as many principal
+    components as the model has continuous latents; ``angle_leak_r2`` the R² of the angle predicted from the content
+    by nearest neighbours (cross-validated): at or below zero, there is nothing to predict from.
+    """
+    some = np.linspace(0, len(patches) - 1, min(len(patches), CHECKED)).astype(int)
+    images = patches.images[some]
+    drawn = model.reconstruct(images, None if condition is None else condition[some])
+    about = images - images.mean(axis=0)
+    out: dict[str, Any] = {
+        "explained": float(1 - ((images - drawn) ** 2).sum() / max(float((about**2).sum()), 1e-30)),
+        "checked_patches": len(some),
+    }
+    if len(some) > recipe.latent.latents:
+        out["explained_by_pca"] = pca(images, recipe.latent.latents).explained
+    columns = list(model.get_feature_names_out())
+    z = codes[some][:, [i for i, c in enumerate(columns) if c.startswith("z")]]
+    if "angle_deg" in columns and len(some) >= 100 and z.shape[1]:
+        turn = np.deg2rad(codes[some, columns.index("angle_deg")]) * recipe.latent.symmetry
+        target = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        standard = z / np.maximum(z.std(axis=0), 1e-12)
+        predicted = cross_val_predict(KNeighborsRegressor(15), standard, target, cv=5)
+        total = ((target - target.mean(axis=0)) ** 2).sum()
+        out["angle_leak_r2"] = float(1 - ((predicted - target) ** 2).sum() / max(total, 1e-30))
+    if "cluster" in table and "ring_label" in table:
+        both = table[table["cluster"].notna() & ~table["border"].astype(bool)]
+        if len(both) > 1:
+            out["cluster_ring_mutual_information"] = float(
+                adjusted_mutual_info_score(both["ring_label"], both["cluster"].astype(int))
+            )
+    return out
