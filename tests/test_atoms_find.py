@@ -115,7 +115,9 @@ def test_no_two_atoms_are_closer_than_the_distance():
     xy = sites[["x_px", "y_px"]].to_numpy()
     distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1)) + 1e3 * np.eye(len(xy))
     assert len(xy) > 50
-    assert distance.min() > 6  # 7 px between the pixels of the maxima; the vertices move by up to half a pixel
+    assert (
+        distance.min() > 6
+    )  # 7 px between the pixels of the maxima; the vertices move by up to half a pixel
 
 
 def test_maps_of_two_species_become_one_table():
@@ -124,7 +126,7 @@ def test_maps_of_two_species_become_one_table():
     maps[0] += 0.7 * disc_maps(x[1:2], y[1:2], np.zeros(1, int), 1, (60, 60), 4.0).numpy()[0]  # a rival
     sites = sites_from_maps(maps, ["C", "Si"], 0.8, 0.2, pixel_size_A=0.1, image="m")
     assert sorted(sites["kind"]) == ["C", "Si", "Si"]
-    i, j, distance = match_sites(sites[["x_px", "y_px"]].to_numpy(), 2 * np.stack([x, y], 1), 1.0)
+    i, _, distance = match_sites(sites[["x_px", "y_px"]].to_numpy(), 2 * np.stack([x, y], 1), 1.0)
     assert len(i) == 3
     assert distance.max() < 0.3
     assert (sites["image"] == "m").all()

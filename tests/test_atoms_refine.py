@@ -89,7 +89,9 @@ def test_errors_are_those_of_a_plain_least_squares_fit_and_as_predicted():
     centre = np.rint(out.loc[some, ["x_px", "y_px"]].to_numpy()).astype(int)
     for k, (x, y) in zip(some, centre, strict=True):
         best, _ = curve_fit(gaussian, None, image[y + dy, x + dx], (1, 0, 0, 2.5, 2, -0.5, 0.3), maxfev=5000)
-        np.testing.assert_allclose(best[1:3] + (x, y), out.loc[k, ["x_px", "y_px"]].to_numpy(float), atol=0.02)
+        np.testing.assert_allclose(
+            best[1:3] + np.array([x, y]), out.loc[k, ["x_px", "y_px"]].to_numpy(float), atol=0.02
+        )
 
 
 def test_centre_of_mass_is_good_to_a_hundredth_without_noise_and_the_fit_beats_it_with():
@@ -136,7 +138,9 @@ def test_round_shape_has_one_width():
 def test_what_cannot_be_refined_stays_and_is_flagged(refine):
     image, _, _ = _spots(size=100)
     image[60:, 60:] = 0.3  # nothing there
-    sites = make_sites("a", [2.0, 80.25, 15.0], [50.0, 80.5, 15.0], "C", [0.1, 0.2, 0.3]).assign(note=[7, 8, 9])
+    sites = make_sites("a", [2.0, 80.25, 15.0], [50.0, 80.5, 15.0], "C", [0.1, 0.2, 0.3]).assign(
+        note=[7, 8, 9]
+    )
     out = refine(image, sites, 0.6, pixel_size_A=PIXEL_A)
     assert out["refined"].tolist() == [False, False, True]
     pd.testing.assert_frame_equal(out.loc[:1, list(sites.columns)], sites.loc[:1])
@@ -155,7 +159,7 @@ def test_noise_alone_gives_no_wild_positions():
 
 
 def test_frames_of_different_sampling_in_one_call():
-    image, truth, start = _spots(0.02)
+    image, _, start = _spots(0.02)
     other, truth2, start2 = _spots(0.02, seed=1)
     movie = [Micrograph(image, 0.1, "p"), Micrograph(other, 0.2, "q")]
     sites = pd.concat([start.assign(image="p"), start2.assign(image="q")], ignore_index=True)

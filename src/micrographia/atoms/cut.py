@@ -115,10 +115,7 @@ def cut_patches_around(
     frame = frame_numbers(sites, frames)
     pixel_A = float(frames.pixel_sizes_A.max())
     size = _size_px(window_A, pixel_A)
-    if not 1 <= time_stack <= len(frames):
-        raise UserError(
-            f"time_stack = {time_stack} is not possible with {len(frames)} frames; give 1 to {len(frames)}."
-        )
+    _check_time_stack(time_stack, frames)
     lasts = frame + time_stack <= len(frames)
     xy = sites[["x_px", "y_px"]].to_numpy(float) * (frames.pixel_sizes_A[frame] / pixel_A)[:, None]
     corner = xy - (size - 1) / 2
@@ -176,6 +173,7 @@ def cut_grid(
     frames = as_frames(images, pixel_size_A)
     pixel_A = frames.one_pixel_size_A
     size = _size_px(window_A, pixel_A)
+    _check_time_stack(time_stack, frames)
     if not step_A > 0:
         raise UserError(f"step_A = {step_A} must be greater than 0 Å.")
     step = max(1, round(step_A / pixel_A))
@@ -187,6 +185,13 @@ def cut_grid(
         y, x = (g.ravel() + (size - 1) / 2 for g in np.meshgrid(top, left, indexing="ij"))
         tables.append(make_sites(frames.names[i], x, y, "window").assign(frame=i))
     return cut_patches_around(images, concat_sites(tables), window_A, time_stack, "nearest", pixel_size_A)
+
+
+def _check_time_stack(time_stack: int, frames: Frames) -> None:
+    if not 1 <= time_stack <= len(frames):
+        raise UserError(
+            f"time_stack = {time_stack} is not possible with {len(frames)} frames; give 1 to {len(frames)}."
+        )
 
 
 def _size_px(window_A: float, pixel_A: float) -> int:

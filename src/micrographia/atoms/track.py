@@ -75,7 +75,7 @@ def link_atoms(
         Frames for which an atom may be missing within its track.
     drift_px : array ``[frames, 2]``, optional
         Of :func:`estimate_drift`. If not given, the drift from each frame to the next is the median displacement
-        of nearest neighbours, repeated until it rests, which holds for steps below half the distance of atoms.
+        of mutual nearest neighbours, repeated until it rests, which holds for steps below half the distance of atoms.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def _with_track(sites: pd.DataFrame) -> None:
 
 
 def _drift_of_sites(points: list[np.ndarray]) -> np.ndarray:
-    """Cumulative drift: the median displacement of nearest neighbours from frame to frame."""
+    """Cumulative drift: the median displacement of mutual nearest neighbours from frame to frame."""
     total = np.zeros((len(points), 2))
     previous = np.zeros((0, 2))
     for t, here in enumerate(points):
@@ -234,7 +234,9 @@ def _drift_of_sites(points: list[np.ndarray]) -> np.ndarray:
             tree = cKDTree(here)
             for _ in range(20):
                 nearest = tree.query(previous + step)[1]
-                new = np.median(here[nearest] - previous, axis=0)
+                back = cKDTree(previous + step).query(here)[1]
+                mutual = back[nearest] == np.arange(len(previous))  # not those that vanished
+                new = np.median((here[nearest] - previous)[mutual], axis=0)
                 done = np.abs(new - step).max() < 1e-3
                 step = new
                 if done:
