@@ -135,7 +135,24 @@ class Condition:
             raise UserError(f"Condition({self.n}): give at least 1 number.")
 
 
-Block = Continuous | Rotation | Translation | Scale | Discrete | Classes | Condition
+@dataclass(frozen=True)
+class Values:
+    """`n` numbers that are known for some patches (NaN = unknown) and predicted for the others.
+
+    The decoder draws from them as from a code, so patches without a value teach as well (the regression variant of
+    the semi-supervised model of Kingma et al. 2014).
+    """
+
+    n: int = 1
+    weight: float = 20.0
+    """Weight of the log-likelihood of the known values under the encoder."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not self.weight > 0:
+            raise UserError(f"{self} is not possible: give at least 1 number, and a weight of more than 0.")
+
+
+Block = Continuous | Rotation | Translation | Scale | Discrete | Classes | Condition | Values
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,7 @@ class Blocks:
     scale: Scale | None = None
     discrete: Discrete | Classes | None = None
     condition: Condition | None = None
+    values: Values | None = None
 
     @property
     def posed(self) -> bool:
@@ -165,10 +183,15 @@ class Blocks:
         return self.discrete.k if self.discrete else 1
 
     @property
+    def numbers(self) -> int:
+        """Size of code and values."""
+        return (self.continuous.n if self.continuous else 0) + (self.values.n if self.values else 0)
+
+    @property
     def code_size(self) -> int:
-        """Numbers that the decoder is given: code, class (one-hot), condition."""
+        """Numbers that the decoder is given: code, values, class (one-hot), condition."""
         return (
-            (self.continuous.n if self.continuous else 0)
+            self.numbers
             + (self.discrete.k if self.discrete else 0)
             + (self.condition.n if self.condition else 0)
         )
@@ -177,6 +200,7 @@ class Blocks:
 _FIELD = {
     Continuous: "continuous", Rotation: "rotation", Translation: "translation", Scale: "scale",
     Discrete: "discrete", Classes: "discrete", Condition: "condition",
+    Values: "values",
 }  # fmt: skip
 
 
@@ -202,4 +226,6 @@ def gather(blocks: Sequence[Block]) -> Blocks:
         raise UserError(
             "A latent space needs at least one block that is inferred from the patch, as Continuous(2)."
         )
+    if "values" in found and isinstance(found.get("discrete"), Classes):
+        raise UserError("Known classes and known values cannot be taught at once; use Discrete with Values.")
     return Blocks(**found)  # type: ignore[arg-type]

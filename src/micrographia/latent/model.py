@@ -15,7 +15,9 @@ blocks; TARGET-VAE (Nasiri and Bepler 2022) guesses r by attention instead of co
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import log, pi, radians
 from typing import Literal
 
@@ -81,11 +83,15 @@ class Inferred:
 
     pose: Pose
     code: Tensor
-    """``[B, n]``."""
+    """Code, then values, ``[B, n]``."""
     kl_pose: Tensor
     """Nats ``[B]``."""
     kl_code: Tensor
     """Nats ``[B]``."""
+    kl_values: Tensor
+    """Nats ``[B]`` of the values that are not known."""
+    surprise: Tensor
+    """``-log q`` of the values that are known, nats ``[B]``."""
     upright: Tensor
     """The patches as seen in the frame of the objects, ``[B, C, h, w]``."""
 
@@ -128,7 +134,7 @@ class LatentNetwork(nn.Module):
             priors.append(blocks.scale.prior)
         self.register_buffer("pose_prior", torch.tensor(priors), persistent=False)
         self.pose_encoder = encoder(seen, given, config.hidden, 2 * len(priors)) if priors else None
-        n = blocks.continuous.n if blocks.continuous else 0
+        n = blocks.numbers
         self.content_encoder = encoder(seen, given, config.hidden, 2 * n) if n else None
         shift = 2 * blocks.translation.prior_px / longer if blocks.translation else 0.0
         reach = reach_of(bool(blocks.rotation), shift, blocks.scale.prior if blocks.scale else 0.0)
@@ -162,14 +168,17 @@ class LatentNetwork(nn.Module):
         given: Tensor,
         noise: Tensor | None = None,
         closed: bool = False,
+        known: Tensor | None = None,
     ) -> Inferred:
-        """Infer pose and code of patches ``[B, C, h, w]`` near a `candidate` angle ``[B]``.
+        """Infer pose, code and values of patches ``[B, C, h, w]`` near a `candidate` angle ``[B]``.
 
         With `noise` (standard normal ``[B, P + n]``) a sample, else the means. `closed`: the code is silent.
+        `known`: values ``[B, v]``, NaN = unknown.
         """
         b, zeros = len(seen), torch.zeros_like(candidate)
         pose = Pose(candidate, zeros.new_zeros(b, 2), zeros)
         kl_pose, posed = zeros, len(self.pose_prior)
+        turned_back = seen
         if self.pose_encoder is not None:
             looked = upright(seen, pose) * self.mask if self.blocks.rotation else seen
             mean, raw = self.pose_encoder(looked, given).chunk(2, dim=1)
@@ -178,21 +187,29 @@ class LatentNetwork(nn.Module):
                 candidate, mean, deviation, None if noise is None else noise[:, :posed]
             )
             turned_back = upright(seen, pose)
-        else:
-            turned_back = seen
-        code, kl_code = zeros.new_zeros(b, 0), zeros
-        continuous = self.blocks.continuous
-        if continuous is not None and self.content_encoder is not None:
+        code, kl_code, kl_values, surprise = zeros.new_zeros(b, self.blocks.numbers), zeros, zeros, zeros
+        if self.content_encoder is not None and (not closed or self.blocks.values):
+            mean, raw = self.content_encoder(turned_back * self.mask, given).chunk(2, dim=1)
+            deviation = (raw - 1).clamp(-6, 1).exp()
+            code = mean if noise is None else mean + deviation * noise[:, posed:]
+            kl = 0.5 * (mean**2 + deviation**2 - 1) - deviation.log()
+            n = code.shape[1] - (self.blocks.values.n if self.blocks.values else 0)
+            own, values = code[:, :n], code[:, n:]
+            if self.blocks.continuous:
+                kl_code = kl[:, :n].sum(1)
+                if not self.blocks.continuous.variational:
+                    own, kl_code = mean[:, :n], zeros
             if closed:
-                code = zeros.new_zeros(b, continuous.n)
-            else:
-                mean, raw = self.content_encoder(turned_back * self.mask, given).chunk(2, dim=1)
-                code = mean
-                deviation = (raw - 1).clamp(-6, 1).exp()
-                if continuous.variational:
-                    kl_code = (0.5 * (mean**2 + deviation**2 - 1) - deviation.log()).sum(1)
-                    code = mean if noise is None else mean + deviation * noise[:, posed:]
-        return Inferred(pose, code, kl_pose, kl_code, turned_back)
+                own, values, kl, kl_code = torch.zeros_like(own), torch.zeros_like(values), 0 * kl, zeros
+            if self.blocks.values:
+                told = torch.zeros_like(values, dtype=torch.bool) if known is None else torch.isfinite(known)
+                true = values if known is None else torch.where(told, known, 0.0)
+                unlikely = 0.5 * ((true - mean[:, n:]) / deviation[:, n:]) ** 2 + deviation[:, n:].log()
+                surprise = torch.where(told, unlikely, 0.0).sum(1)
+                kl_values = torch.where(told, 0.0, kl[:, n:]).sum(1)
+                values = torch.where(told, true, values)
+            code = torch.cat([own, values], dim=1)
+        return Inferred(pose, code, kl_pose, kl_code, kl_values, surprise, turned_back)
 
     def _pose(
         self, candidate: Tensor, mean: Tensor, deviation: Tensor, noise: Tensor | None
@@ -259,12 +276,44 @@ class LatentNetwork(nn.Module):
         if self.config.loss == "gaussian":
             return 0.5 * (drawn - target) ** 2 / self.variance
         if self.config.loss == "bernoulli":
-            return nn.functional.binary_cross_entropy_with_logits(drawn, target, reduction="none")
+            return nn.functional.softplus(drawn) - target * drawn
         rate = drawn.clamp(max=15)
         return rate.exp() - target * rate
 
+    def misfits(self, drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The same, summed with weights ``[H, W]``: drawings ``[B or 1, c, C, H, W]`` of targets ``[B, C, H, W]``.
+
+        All three losses are exponential families, ``A(drawn) - target * drawn`` and what depends on the target
+        alone, so the sum over the pixels is a product of matrices.
+        """
+        weight = weight.expand(target.shape[1:]).flatten()
+        drawn, target = drawn.flatten(2), target.flatten(1)
+        if self.config.loss == "gaussian":
+            partition = 0.5 * drawn.square()
+        elif self.config.loss == "bernoulli":
+            partition = nn.functional.softplus(drawn)
+        else:
+            drawn = drawn.clamp(max=15)
+            partition = drawn.exp()
+        weighted = target * weight
+        if len(drawn) == 1:
+            product = weighted @ drawn[0].mT
+        else:
+            product = (drawn @ weighted[:, :, None])[:, :, 0]
+        total = partition @ weight - product
+        if self.config.loss == "gaussian":
+            total = (total + 0.5 * (target.square() @ weight)[:, None]) / self.variance
+        return total
+
     @torch.no_grad()
-    def weigh(self, images: Tensor, candidates: Tensor, given: Tensor, closed: bool = False) -> Tensor:
+    def weigh(
+        self,
+        images: Tensor,
+        candidates: Tensor,
+        given: Tensor,
+        closed: bool = False,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """L_h of all hypotheses, ``[B, K, C]`` (angles, classes), at the means of the continuous blocks.
 
         Compared in the frame of the objects and inside the disc that every rotation shows, where all
@@ -273,16 +322,22 @@ class LatentNetwork(nn.Module):
         b, k = candidates.shape
         c, seen, blocks = self.blocks.classes, self.seen(images), self.blocks
         given = given.repeat_interleave(k, 0)
-        found = self.infer(seen.repeat_interleave(k, 0), candidates.reshape(-1), given, closed=closed)
-        target = self.target(found.upright)
-        cost = found.kl_pose + (blocks.continuous.beta * found.kl_code if blocks.continuous else 0.0)
+        known = None if known is None else known.repeat_interleave(k, 0)
+        found = self.infer(
+            seen.repeat_interleave(k, 0), candidates.reshape(-1), given, closed=closed, known=known
+        )
+        cost = found.kl_pose + found.kl_values
+        cost = cost + (blocks.continuous.beta * found.kl_code if blocks.continuous else 0.0)
         weight = self.mask * (images[0, 0].numel() / self.mask.sum())
-        costs = []
-        for one_hot in torch.eye(c, device=images.device):
-            label = (one_hot if blocks.discrete else one_hot[:0]).expand(b * k, -1)
-            drawn = self.draw(found.code, label, given, None, self.pool)
-            costs.append(cost + (self.misfit(drawn, target) * weight).sum((1, 2, 3)))
-        return torch.stack(costs, dim=1).view(b, k, c)
+        one_hot = torch.eye(c, device=images.device)[:, : c if blocks.discrete else 0]
+        if closed and not given.shape[1] and not blocks.values:  # all patches share the templates
+            code = found.code.new_zeros(c, found.code.shape[1])
+            drawn = self.draw(code, one_hot, given[:c], None, self.pool)[None]
+        else:
+            code, given = (t.repeat_interleave(c, 0) for t in (found.code, given))
+            drawn = self.draw(code, one_hot.repeat(b * k, 1), given, None, self.pool).unflatten(0, (b * k, c))
+        misfit = self.misfits(drawn, self.target(found.upright), weight)
+        return (cost[:, None] + misfit).view(b, k, c)
 
 
 def responsibilities(cost: Tensor, nats: float) -> Tensor:
@@ -319,14 +374,50 @@ def balanced(r: Tensor, classes: int, rounds: int = 10) -> Tensor:
     return r
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a physics term sees: one draw from the posterior of a batch."""
+
+    network: LatentNetwork
+    index: Tensor
+    """Places of the patches in the stack, ``[B]``: to look up what else is known about them."""
+    inferred: Inferred
+    one_hot: Tensor
+    """Class ``[B, k]``."""
+    given: Tensor
+    """Conditions, standardised ``[B, n]``."""
+    drawn: Tensor
+    """Reconstructions ``[B, C, H, W]``: standardised intensities, logits or log-rates, by the loss."""
+
+    @property
+    def code(self) -> Tensor:
+        """Continuous code, then values, ``[B, n]``."""
+        return self.inferred.code
+
+    @property
+    def pose(self) -> Pose:
+        """Angle, shift and scale."""
+        return self.inferred.pose
+
+    @cached_property
+    def upright(self) -> Tensor:
+        """The same without their pose, ``[B, C, H, W]``."""
+        return self.network.draw(self.code, self.one_hot, self.given, None).float()
+
+
+#: A physics term: nats to add to the bound, for each patch ``[B]`` or as their mean.
+Term = Callable[[Sample], Tensor]
+
+
 class LatentTraining:
     """What the training loop needs: see `micrographia.training.loop.Trainable`.
 
-    A batch is (standardised images ``[B, C, H, W]``, given ``[B, n]``, labels ``[B]``, -1 = unknown).
+    A batch is (standardised images ``[B, C, H, W]``, given ``[B, n]``, labels ``[B]``, -1 = unknown, values
+    ``[B, v]``, NaN = unknown, places ``[B]`` of the patches in the stack).
     """
 
-    def __init__(self, network: LatentNetwork, steps: int) -> None:
-        self.network, self.steps = network, steps
+    def __init__(self, network: LatentNetwork, steps: int, terms: Sequence[Term] = ()) -> None:
+        self.network, self.steps, self.terms = network, steps, terms
         self.networks: dict[str, nn.Module] = {"vae": network}
         optimizer = torch.optim.Adam(network.parameters(), lr=network.config.learning_rate)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"vae": optimizer}
@@ -336,11 +427,11 @@ class LatentTraining:
         return min((step + 1) / 20, 0.5 * (1 + np.cos(pi * min(step / self.steps, 1.0))) + 1e-3)
 
     def training_step(
-        self, batch: tuple[Tensor, Tensor, Tensor], step: int, generator: torch.Generator
+        self, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], step: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Weigh the hypotheses, draw one for each patch, learn from it."""
         net, blocks, progress = self.network, self.network.blocks, step / self.steps
-        images, given, labels = batch
+        images, given, labels, known, index = batch
         b, device = len(images), images.device
         continuous = blocks.continuous
         capacity = continuous.capacity if continuous else None
@@ -355,7 +446,7 @@ class LatentTraining:
             weight = torch.where(labels >= 0, 1.0, share)
             weight = weight * (b / weight.sum().clamp(min=1e-3))
         if k * c > 1:
-            cost = net.weigh(images, candidates, given, closed)
+            cost = net.weigh(images, candidates, given, closed, known)
             if blocks.discrete:
                 other = torch.arange(c, device=device) != labels[:, None]
                 cost = cost.masked_fill((other & (labels >= 0)[:, None])[:, None, :], torch.inf)
@@ -366,17 +457,22 @@ class LatentTraining:
         angle = candidates.gather(1, (chosen // c)[:, None])[:, 0]
         one_hot = torch.eye(c, device=device)[chosen % c] if blocks.discrete else images.new_zeros(b, 0)
 
-        width = len(net.pose_prior) + (continuous.n if continuous else 0)
+        width = len(net.pose_prior) + blocks.numbers
         noise = torch.randn(b, width, generator=generator, device=device)
-        found = net.infer(net.seen(images), angle, given, noise, closed)
+        found = net.infer(net.seen(images), angle, given, noise, closed, known)
         drawn = net.draw(found.code, one_hot, given, found.pose).float()
         target = net.target(images)
         misfit = (weight * net.misfit(drawn, target).sum((1, 2, 3))).mean()
         kl_pose, kl_code = (weight * found.kl_pose).mean(), (weight * found.kl_code).mean()
         beta = continuous.beta if continuous else 1.0
         loss = misfit + kl_pose + beta * kl_code
+        if blocks.values:
+            loss = loss + (found.kl_values + blocks.values.weight * found.surprise).mean()
         if capacity and allowed:
             loss = loss + capacity.weight * (kl_code - allowed).clamp(min=0)
+        sample = Sample(net, index, found, one_hot, given, drawn)
+        physics = [torch.as_tensor(term(sample)).mean() for term in self.terms]
+        loss = loss + sum(physics)
         pixels = images[0].numel()
         optimizer = self.optimizers["vae"]
         optimizer.zero_grad()
@@ -387,6 +483,7 @@ class LatentTraining:
                 now = (weight[:, None, None, None] * (drawn - target).square()).mean().clamp(min=1e-3)
                 net.variance.lerp_(now, 0.05)
         return {
+            **{f"term{i + 1}": value for i, value in enumerate(physics)},
             "misfit": misfit,
             "kl_pose": kl_pose,
             "kl_code": kl_code,

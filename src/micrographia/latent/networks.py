@@ -49,7 +49,7 @@ class FourierDecoder(nn.Module):
 
     Coordinate decoder (Bepler et al. 2019) whose features are the Fourier series itself. Rotation, scale and
     shift are exact, without interpolation, and because ``exp(i k.p)`` is a product of a function of x and
-    one of y, an image is one product of an [H, 2F] and a [2F, W] matrix: 100 times less work than a network
+    one of y, an image is a few products of an [H, F] and an [F, W] matrix: 100 times less work than a network
     evaluated at every pixel.
 
     Parameters
@@ -101,23 +101,39 @@ class FourierDecoder(nn.Module):
 
     def forward(self, code: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:
         """Draw ``[B, C, H / pool, W / pool]`` at every `pool`-th place; without a pose, upright."""
-        series = self.body(code).view(len(code), self.shape[0], 2, -1) * self.falloff
-        if pose is None:  # one basis for all
-            x, y = _pooled(self.x, pool), _pooled(self.y, pool)
-            phase = self.k[0, :, None, None] * x + self.k[1, :, None, None] * y[:, None]
-            basis = torch.cat([phase.cos(), phase.sin()])
-            return (series.flatten(2) @ basis.flatten(1)).unflatten(2, basis.shape[1:])
-        a, b = series.unbind(2)
+        x, y = _pooled(self.x, pool), _pooled(self.y, pool)
+        return self._upright(code, x, y) if pose is None else self._posed(code, pose, x, y)
+
+    def _upright(self, code: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """One basis for all, so it joins the last layer: ``basis (W h + b) = (basis W) h + basis b``."""
+        phase = self.k[0, :, None, None] * x + self.k[1, :, None, None] * y[:, None]
+        basis = torch.stack([phase.cos(), phase.sin()]) * self.falloff[:, None, None]
+        last = self.body[-1]
+        assert isinstance(last, nn.Linear)
+        series = torch.cat([last.weight, last.bias[:, None]], dim=1)
+        series = series.view(self.shape[0], -1, series.shape[1]).mT  # [C, hidden + 1, 2 F]
+        images = (series @ basis.flatten(2).flatten(0, 1)).permute(1, 0, 2).flatten(1)
+        drawn = torch.addmm(images[-1], self.body[:-1](code), images[:-1])
+        return drawn.view(len(code), self.shape[0], len(y), len(x))
+
+    def _posed(self, code: Tensor, pose: Pose, x: Tensor, y: Tensor) -> Tensor:
+        """Each in its own basis; what is even and odd in x and y is added up over one quadrant."""
+        a, b = (self.body(code).view(len(code), self.shape[0], 2, -1) * self.falloff).unbind(2)
         kx, ky = rotate(self.k[0], self.k[1], pose.angle[:, None])
         smaller = (-pose.log_scale).exp()[:, None]
         kx, ky = kx * smaller, ky * smaller
-        u = kx[:, None, None] * (_pooled(self.x, pool) - pose.shift[:, :1])[:, None, :, None]
-        v = ky[:, None, None] * (_pooled(self.y, pool) - pose.shift[:, 1:])[:, None, :, None]
-        cos_u, sin_u, cos_v, sin_v = u.cos(), u.sin(), v.cos(), v.sin()
-        a, b = a[:, :, None], b[:, :, None]
-        across = torch.cat([a * cos_u + b * sin_u, b * cos_u - a * sin_u], dim=3)
-        down = torch.cat([cos_v, sin_v], dim=3).expand(-1, self.shape[0], -1, -1)
-        return down @ across.mT
+        phase = kx * (x.mean() - pose.shift[:, :1]) + ky * (y.mean() - pose.shift[:, 1:])
+        cos, sin = phase.cos()[:, None], phase.sin()[:, None]
+        a, b = (a * cos + b * sin)[:, :, None], (b * cos - a * sin)[:, :, None]
+        u = kx[:, None, None] * (x - x.mean())[len(x) // 2 :, None]
+        v = ky[:, None, None] * (y - y.mean())[len(y) // 2 :, None]
+        cos, sin = u.cos(), u.sin()
+        by_cos = v.cos() @ torch.cat([a * cos, b * sin], dim=2).mT
+        by_sin = v.sin() @ torch.cat([b * cos, a * sin], dim=2).mT
+        even_y, odd_y = by_cos.chunk(2, dim=3), by_sin.chunk(2, dim=3)
+        even = _mirrored(even_y[0], odd_y[0], len(y), 2)
+        odd = _mirrored(even_y[1], -odd_y[1], len(y), 2)
+        return _mirrored(even, odd, len(x), 3)
 
 
 class ConvDecoder(nn.Module):
@@ -175,6 +191,12 @@ def reach_of(turns: bool, shift: float, scale: float) -> float:
 def _pooled(axis: Tensor, pool: int) -> Tensor:
     """Coordinates of the means of `pool` pixels; a remainder is left out, as by `avg_pool2d`."""
     return axis[: len(axis) // pool * pool].view(-1, pool).mean(dim=1)
+
+
+def _mirrored(even: Tensor, odd: Tensor, n: int, dim: int) -> Tensor:
+    """``even + odd`` beyond the centre and ``even - odd`` before it, `n` in all; both start at the centre."""
+    before = (even - odd).flip(dim)
+    return torch.cat([before.narrow(dim, 0, n // 2), even + odd], dim=dim)
 
 
 def _quiet(layer: nn.Linear) -> nn.Linear:

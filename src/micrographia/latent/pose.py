@@ -39,16 +39,13 @@ def rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 def upright(images: Tensor, pose: Pose) -> Tensor:
     """Resample images ``[B, C, H, W]`` in the frame of the objects; what lies outside repeats the edge."""
     height, width = images.shape[-2:]
-    longer = max(height, width)
+    y, x = (axis.to(images.device) for axis in pixel_axes(height, width))
     size = pose.log_scale.exp()
-    cos, sin = torch.cos(pose.angle) * size, torch.sin(pose.angle) * size
-    # grid_sample measures each axis in its own half edge
-    by_x, by_y = longer / width, longer / height
-    row_x = torch.stack([cos, sin * by_x / by_y, pose.shift[:, 0] * by_x], dim=1)
-    row_y = torch.stack([-sin * by_y / by_x, cos, pose.shift[:, 1] * by_y], dim=1)
-    grid = torch.nn.functional.affine_grid(
-        torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False
-    )
+    cos, sin = ((f(pose.angle) * size)[:, None, None] for f in (torch.cos, torch.sin))
+    own_x = cos * x + (sin * y[:, None] + pose.shift[:, 0, None, None])
+    own_y = cos * y[:, None] + (pose.shift[:, 1, None, None] - sin * x)
+    longer = max(height, width)  # grid_sample measures each axis in its own half edge
+    grid = torch.stack([own_x * (longer / width), own_y * (longer / height)], dim=-1)
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

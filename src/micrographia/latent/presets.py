@@ -16,6 +16,7 @@ from micrographia.latent.blocks import (
     Rotation,
     Scale,
     Translation,
+    Values,
 )
 from micrographia.latent.model import VaeConfig
 from micrographia.latent.vae import VAE
@@ -118,6 +119,21 @@ def semi_supervised_rvae(
 ) -> VAE:
     """Classes known for some patches (`fit(X, y)` with -1 = unknown), invariant to rotation and shift."""
     blocks = [*_pose(range_deg, prior_px, scale), Classes(classes), Continuous(n, capacity=Capacity())]
+    return VAE(blocks, config, seed, device)
+
+
+def regression_rvae(
+    values: int = 1,
+    n: int = 2,
+    range_deg: float = 180.0,
+    prior_px: float = 1.5,
+    config: VaeConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    scale: float = 0.0,
+) -> VAE:
+    """`values` numbers known for some patches (`fit(X, y)` with NaN = unknown), invariant to rotation and shift."""
+    blocks = [*_pose(range_deg, prior_px, scale), Values(values), Continuous(n, capacity=Capacity())]
     return VAE(blocks, config, seed, device)
 
 

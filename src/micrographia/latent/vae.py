@@ -16,7 +16,7 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.latent import blocks as blocks_module
 from micrographia.latent.blocks import Block, Blocks, Capacity, Classes, Condition, gather
-from micrographia.latent.model import LatentNetwork, LatentTraining, VaeConfig, responsibilities
+from micrographia.latent.model import LatentNetwork, LatentTraining, Term, VaeConfig, responsibilities
 from micrographia.latent.pose import Pose
 from micrographia.nets.weights import load_model, save_model
 from micrographia.training.device import choose_device
@@ -39,15 +39,24 @@ class VAE(TransformerMixin, BaseEstimator):
     seed : int
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    terms : sequence of callables
+        What physics knows beyond the patches, in nats that the training adds to its loss; see
+        `micrographia.latent.terms`. Not part of a saved model.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], config: VaeConfig | None = None, seed: int = 0, device: str = "auto"
+        self,
+        blocks: Sequence[Block],
+        config: VaeConfig | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        terms: Sequence[Term] = (),
     ) -> None:
         self.blocks = blocks
         self.config = config
         self.seed = seed
         self.device = device
+        self.terms = terms
 
     def fit(
         self,
@@ -62,8 +71,9 @@ class VAE(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array ``[N, H, W]`` or ``[N, C, H, W]``
-        y : int array ``[N]``, optional
-            Labels for a `Classes` block, -1 = unknown. Ignored without one.
+        y : array ``[N]``, optional
+            Labels for a `Classes` block, -1 = unknown; or numbers ``[N]`` or ``[N, n]`` for a `Values` block,
+            NaN = unknown. Ignored without one of them.
         condition : array ``[N]`` or ``[N, n]``, optional
             For a `Condition` block: values (float), or labels 0 to n - 1 (int).
         folder : path, optional
@@ -84,6 +94,7 @@ class VAE(TransformerMixin, BaseEstimator):
         n = len(images)
         _check_training(images, config)
         labels = _labels(y, latent, n)
+        known, self._value_scale = _values(y, latent, n)
         given, self._given_scale = _conditions(condition, latent.condition, n, None)
         self.shape_ = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         per_epoch = n // config.batch
@@ -94,8 +105,8 @@ class VAE(TransformerMixin, BaseEstimator):
         mean, std = (torch.from_numpy(f(images, axis=(0, 2, 3), dtype=np.float64)) for f in (np.mean, np.std))
         self._network.learn_scale(mean.float(), std.float())
         mean_, std_ = (t.float()[:, None, None] for t in (mean, std))
-        model = LatentTraining(self._network, steps)
-        labelled = np.flatnonzero(labels >= 0)
+        model = LatentTraining(self._network, steps, self.terms)
+        labelled = np.flatnonzero((labels >= 0) | np.isfinite(known).any(axis=1))
         order: dict[int, np.ndarray] = {}
 
         def batches(step: int) -> tuple[Tensor, ...]:
@@ -109,7 +120,11 @@ class VAE(TransformerMixin, BaseEstimator):
                 which = np.concatenate([which[config.batch // 4 :], draw.choice(labelled, config.batch // 4)])
             which = np.sort(which)
             standard = (torch.from_numpy(images[which]) - mean_) / std_
-            return standard, torch.from_numpy(given[which]), torch.from_numpy(labels[which])
+            return (
+                standard,
+                *(torch.from_numpy(a[which]) for a in (given, labels, known)),
+                torch.from_numpy(which),
+            )
 
         run = TrainConfig(
             steps=steps,
@@ -138,13 +153,19 @@ class VAE(TransformerMixin, BaseEstimator):
         return self.fit(X, y, **fit_params).transform(X, fit_params.get("condition"))
 
     def predict(self, X: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
-        """Return the most probable class of each patch, int ``[N]``."""
-        return self.predict_proba(X, condition).argmax(axis=1)
+        """Return the most probable class of each patch, int ``[N]``; with a `Values` block the values.
+
+        Values are float ``[N]``, or ``[N, n]`` for several.
+        """
+        if (block := self.network.blocks.values) is None:
+            return self.predict_proba(X, condition).argmax(axis=1)
+        table, names = self._encode(X, condition)[0], self.get_feature_names_out()
+        values = table[:, [i for i, name in enumerate(names) if name.startswith("value")]]
+        return values[:, 0] if block.n == 1 else values
 
     def predict_proba(self, X: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
         """Return the probability of each class, ``[N, k]``."""
-        self._fitted()
-        if self._network.blocks.discrete is None:
+        if self.network.blocks.discrete is None:
             raise UserError("This model has no classes to predict; add a Discrete or a Classes block.")
         return self._encode(X, condition)[1]
 
@@ -154,7 +175,7 @@ class VAE(TransformerMixin, BaseEstimator):
         Of class probabilities the largest counts. Drop the pose (set shift and angle to 0, scale to 1) to
         see the content alone.
         """
-        network = self._fitted()
+        network = self.network
         names, blocks = list(self.get_feature_names_out()), network.blocks
         Z = np.asarray(Z, dtype=np.float32)
         if Z.ndim != 2 or Z.shape[1] != len(names) or not np.isfinite(Z).all():
@@ -169,6 +190,10 @@ class VAE(TransformerMixin, BaseEstimator):
         angle = np.deg2rad(column.get("angle_deg", zeros))
         lie = [torch.from_numpy(np.asarray(a, np.float32)) for a in (angle, shift, scale)]
         code = Z[:, [i for i, name in enumerate(names) if name.startswith("z")]]
+        if blocks.values:
+            values = Z[:, [i for i, name in enumerate(names) if name.startswith("value")]]
+            centre, width = np.array(self._value_scale, np.float32)
+            code = np.concatenate([code, (values - centre) / width], axis=1)
         one_hot = np.zeros((len(Z), 0), np.float32)
         if blocks.discrete:
             p = Z[:, [i for i, name in enumerate(names) if name.startswith("class")]]
@@ -190,41 +215,52 @@ class VAE(TransformerMixin, BaseEstimator):
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of `transform`."""
-        blocks = self._fitted().blocks
+        blocks = self.network.blocks
         names = ["angle_deg"] if blocks.rotation else []
         names += ["shift_x_px", "shift_y_px"] if blocks.translation else []
         names += ["scale"] if blocks.scale else []
         names += [f"z{i + 1}" for i in range(blocks.continuous.n)] if blocks.continuous else []
+        names += [f"value{i + 1}" for i in range(blocks.values.n)] if blocks.values else []
         names += [f"class{i}" for i in range(blocks.classes)] if blocks.discrete else []
         return np.array(names, dtype=object)
 
     def save(self, path: str | Path) -> None:
         """Write the model to one ``.safetensors`` file."""
-        network = self._fitted()
-        settings = {
-            "blocks": [_block_to_dict(block) for block in self.blocks],
-            "config": asdict(network.config),
-            "seed": self.seed,
-            "shape": list(self.shape_),
-            "flat": self._flat,
-            "given_scale": self._given_scale,
-        }
-        save_model(Path(path), {"vae": network}, settings, "vae")
+        save_model(Path(path), {"vae": self.network}, self.settings(), "vae")
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> VAE:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "vae")
+        return cls.restored(settings, states["vae"], device)
+
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds this model beside the weights of :attr:`network`, as plain values."""
+        return {
+            "blocks": [_block_to_dict(block) for block in self.blocks],
+            "config": asdict(self.network.config),
+            "seed": self.seed,
+            "shape": list(self.shape_),
+            "flat": self._flat,
+            "given_scale": self._given_scale,
+            "value_scale": self._value_scale,
+        }
+
+    @classmethod
+    def restored(cls, settings: dict[str, Any], state: dict[str, Tensor], device: str = "auto") -> VAE:
+        """Rebuild a model from its :meth:`settings` and the state of its network."""
         blocks = [_block_from_dict(block) for block in settings["blocks"]]
         vae = cls(blocks, VaeConfig(**settings["config"]), settings["seed"], device)
         vae.shape_, vae._flat = tuple(settings["shape"]), settings["flat"]
-        vae._given_scale = settings["given_scale"]
+        vae._given_scale, vae._value_scale = settings["given_scale"], settings.get("value_scale")
         vae._network = LatentNetwork(gather(blocks), vae.shape_, VaeConfig(**settings["config"]))
-        vae._network.load_state_dict(states["vae"])
+        vae._network.load_state_dict(state)
         vae._network.eval()
         return vae
 
-    def _fitted(self) -> LatentNetwork:
+    @property
+    def network(self) -> LatentNetwork:
+        """The trained network; complains where there is none."""
         if not hasattr(self, "_network"):
             raise UserError("This latent model is not trained; call fit or load first.")
         return self._network
@@ -232,7 +268,7 @@ class VAE(TransformerMixin, BaseEstimator):
     @torch.inference_mode()
     def _encode(self, X: np.ndarray, condition: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Columns of `transform`, and class probabilities ``[N, C]``."""
-        network = self._fitted()
+        network = self.network
         images, _ = _as_stack(X)
         if images.shape[1:] != self.shape_:
             raise UserError(
@@ -265,7 +301,12 @@ class VAE(TransformerMixin, BaseEstimator):
                 columns.append(found.pose.shift * max(self.shape_[1:]) / 2)
             if blocks.scale:
                 columns.append(found.pose.log_scale.exp()[:, None])
-            columns.append(found.code)
+            code = found.code
+            if blocks.values:
+                centre, width = torch.tensor(self._value_scale, device=device)
+                values = code[:, -blocks.values.n :] * width + centre
+                code = torch.cat([code[:, : -blocks.values.n], values], dim=1)
+            columns.append(code)
             classes = r.sum(1)
             if blocks.discrete:
                 columns.append(classes)
@@ -356,6 +397,29 @@ def _labels(y: Any, latent: Blocks, n: int) -> np.ndarray:
             f"No patch is labelled with class {missing[0]}; label one, or lower k to those present."
         )
     return labels
+
+
+def _values(y: Any, latent: Blocks, n: int) -> tuple[np.ndarray, list[list[float]] | None]:
+    """Known values ``[N, v]``, standardised, NaN = unknown; and their means and deviations."""
+    if latent.values is None:
+        return np.full((n, 0), np.nan, np.float32), None
+    size = latent.values.n
+    try:
+        values = np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"Values must be numbers [{n}, {size}], NaN = unknown ({error}).") from error
+    values = values[:, None] if values.ndim == 1 else values
+    if y is None or values.shape != (n, size) or np.isinf(values).any():
+        raise UserError(
+            f"Values({size}) needs y: finite numbers [{n}, {size}], NaN = unknown; got {list(values.shape)}."
+        )
+    for column in range(size):
+        if len(np.unique(values[np.isfinite(values[:, column]), column])) < 2:
+            raise UserError(
+                f"Fewer than two different values of number {column + 1} are known; give more, or use Continuous."
+            )
+    scale = [np.nanmean(values, axis=0), np.nanstd(values, axis=0)]
+    return ((values - scale[0]) / scale[1]).astype(np.float32), [s.tolist() for s in scale]
 
 
 def _conditions(
