@@ -144,6 +144,7 @@ class Ensemble(TransformerMixin, BaseEstimator):
         out.insert(0, "reconstruction", drawn)
         if any(name.startswith("class") for name in self.get_feature_names_out()):
             p = self._probabilities(X, condition).astype(np.float64)
+            p /= p.sum(axis=2, keepdims=True)  # to the last digit: one minus a probability may be tiny
             entropy = -xlogy(p.mean(axis=0), p.mean(axis=0)).sum(axis=1)
             own = -xlogy(p, p).sum(axis=2).mean(axis=0)
             out.insert(0, "mutual_information", np.maximum(entropy - own, 0))
