@@ -21,7 +21,9 @@ from micrographia.errors import UserError
 
 #: Atoms fitted together: their windows fit into the cache of a core.
 _BATCH = 512
-_STEPS = 60
+#: Steps of the first fit, which says on which pixel an atom lies, and of the second. Where an atom is much wider
+#: than the disc, height and width trade against the background without end; its place rests long before.
+_STEPS = (6, 20)
 
 
 def refine_com(
@@ -127,13 +129,13 @@ def refine_gaussian(
     found, good = start.copy(), np.zeros(len(sites), dtype=bool)
     extra = np.full((len(sites), 6), np.nan)
     todo = np.ones(len(sites), dtype=bool)
-    for _ in range(2):
+    for steps in _STEPS:
         for rows, centre, values, radius in windows.batches(found, todo):
-            fit = _fit(values, *windows.grid(radius), radius, shape)
+            fit = _fit(values, *windows.grid(radius), radius, shape, steps)
             found[rows] = centre + fit.centre
             good[rows] = fit.good & (np.hypot(*(found[rows] - start[rows]).T) <= radius)
             extra[rows] = fit.extra
-        todo = good & (np.rint(found) != np.rint(start)).any(axis=1)
+            todo[rows] = ~fit.rests | (np.rint(found[rows]) != centre).any(axis=1)
         found[~good] = start[~good]
     extra[~good] = np.nan
     extra[:, 2:4] *= windows.pixel_sizes_A[:, None]
@@ -228,10 +230,11 @@ def _neighbour_distance(sites: pd.DataFrame, frame: np.ndarray, sizes: np.ndarra
 class _Fit:
     centre: np.ndarray  # [n, 2], px from the window's centre
     good: np.ndarray  # [n]
+    rests: np.ndarray  # [n], converged
     extra: np.ndarray  # [n, 6] amplitude, background, sigmas (px), direction (degrees), error (px)
 
 
-def _fit(values: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: float, shape: str) -> _Fit:
+def _fit(values: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: float, shape: str, steps: int) -> _Fit:
     """Fit all windows ``[n, P]``; lengths are in units of the radius inside, so that numbers are near 1."""
     x, y = dx / radius, dy / radius
     second = [x * x + y * y] if shape == "round" else [x * x, x * y, y * y]
@@ -240,7 +243,7 @@ def _fit(values: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: float, shap
     alive = spread > 0
     scale = np.where(alive, spread, 1.0)
     data = (values - offset[:, None]) / scale[:, None]
-    beta, cost, normal = _levenberg_marquardt(data, phi)
+    beta, cost, normal, rests = _levenberg_marquardt(data, phi, steps)
 
     c, background = beta[:, :-1], beta[:, -1]
     xx, xy, yy = (c[:, 3], 0 * c[:, 3], c[:, 3]) if shape == "round" else c[:, 3:].T
@@ -266,10 +269,12 @@ def _fit(values: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: float, shap
         [amplitude, background * scale + offset, major * radius, minor * radius, direction, error * radius],
         axis=1,
     )
-    return _Fit(np.stack([u, v], axis=1) * radius, good, extra)
+    return _Fit(np.stack([u, v], axis=1) * radius, good, rests, extra)
 
 
-def _levenberg_marquardt(data: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _levenberg_marquardt(
+    data: np.ndarray, phi: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit ``b + exp(c . phi)`` to each row of `data`.
 
     Returns
@@ -277,6 +282,7 @@ def _levenberg_marquardt(data: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray,
     beta : ``[n, K + 1]``, c then b
     cost : ``[n]``, sum of squared residuals
     normal : ``[n, K + 1, K + 1]``, normal matrix at the end
+    rests : bool ``[n]``, converged
     """
     n, k = len(data), len(phi)
     upper = np.triu_indices(k)
@@ -299,23 +305,31 @@ def _levenberg_marquardt(data: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray,
     rows = np.arange(n)
     peak, rest, now = model(beta, rows)
     cost, normal = now.copy(), np.zeros((n, k + 1, k + 1))
-    damping = np.full(n, 1e-2)
+    damping, stiffer = np.full(n, 1e-2), np.full(n, 2.0)
     diagonal = np.arange(k + 1)
     degrees = max(data.shape[1] - k - 1, 1)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         matrix = np.empty((len(rows), k + 1, k + 1))
         matrix[:, upper[0], upper[1]] = matrix[:, upper[1], upper[0]] = (peak * peak) @ products
         matrix[:, :k, k] = matrix[:, k, :k] = peak @ columns
         matrix[:, k, k] = data.shape[1]
         gradient = np.concatenate([(rest * peak) @ columns, rest.sum(axis=1, keepdims=True)], axis=1)
         normal[rows] = matrix
+        curvature = matrix[:, diagonal, diagonal]
         matrix[:, diagonal, diagonal] *= 1 + damping[rows, None]
         matrix[:, diagonal, diagonal] += 1e-9
         step = np.linalg.solve(matrix, gradient[..., None])[..., 0]
         tried_peak, tried_rest, tried = model(beta[rows] + step, rows)
+        # Half of step . (gradient + damping) is what the linear model promises (Nielsen 1999).
+        promised = np.einsum("nk,nk->n", step, gradient + damping[rows, None] * curvature * step)
+        gain = (now - tried) / np.maximum(promised, 1e-300)
         better = tried <= now  # False for NaN
         beta[rows[better]] += step[better]
-        damping[rows] = np.where(better, damping[rows] * 0.1, damping[rows] * 10).clip(1e-7, 1e7)
+        calmer = np.maximum(0.1, 1 - (2 * gain.clip(0, 1) - 1) ** 3)
+        damping[rows] = np.where(better, damping[rows] * calmer, damping[rows] * stiffer[rows]).clip(
+            1e-7, 1e7
+        )
+        stiffer[rows] = np.where(better, 2.0, 2 * stiffer[rows])
         # Half of step . gradient is what is left to gain; in units of the residual variance, a chi-square.
         left = np.einsum("nk,nk->n", step, gradient)
         done = (better & (left < 1e-4 * now / degrees)) | (now < 1e-16 * degrees) | (damping[rows] >= 1e7)
@@ -327,7 +341,9 @@ def _levenberg_marquardt(data: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray,
             rows, peak, rest, now = rows[~done], peak[~done], rest[~done], now[~done]
         if not len(rows):
             break
-    return beta, cost, normal
+    rests = np.ones(n, dtype=bool)
+    rests[rows] = False
+    return beta, cost, normal, rests
 
 
 def _position_error(normal, variance, u, v, vxx, vxy, vyy, shape: str) -> np.ndarray:
