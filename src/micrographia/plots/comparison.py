@@ -34,7 +34,8 @@ def comparison_figure(
     """
     methods = list(dict.fromkeys(method for method, *_ in found))
     windows = list(dict.fromkeys(window for _, window, *_ in found))
-    if not found or len({(m, w) for m, w, *_ in found}) != len(methods) * len(windows) != len(found):
+    pairs = {(method, window) for method, window, *_ in found}
+    if not found or len(pairs) != len(found) or len(found) != len(methods) * len(windows):
         raise UserError("comparison_figure: give every method with every window, once.")
     sites = pd.DataFrame({"x_px": x_px, "y_px": y_px})
     aspect = image.shape[0] / image.shape[1]

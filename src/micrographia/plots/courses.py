@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from micrographia.errors import UserError
 from micrographia.plots.colouring import axis_label, circular_mean
@@ -87,6 +89,8 @@ def populations_figure(
                   title=axis_label(column), title_fontsize=8)  # fmt: skip
     below.plot(counts.index, counts.sum(axis=1), color="0.3")
     below.set(xlabel=axis_label(time), ylabel="atoms", ylim=(0, None))
+    if np.allclose(share.index.to_numpy(float), np.round(share.index.to_numpy(float))):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (axes, below):
         panel.spines[["top", "right"]].set_visible(False)
     return figure
@@ -96,14 +100,12 @@ def _time_histogram(
     figure: Figure, axes: Axes, t: np.ndarray, values: np.ndarray, period: float, bins: int
 ) -> None:
     times = np.unique(t)
-    if period:
-        values = np.mod(values + period / 2, period) - period / 2
-        edges = np.linspace(-period / 2, period / 2, bins + 1)
-    else:
-        low, high = np.quantile(values, [0.002, 0.998])
-        edges = (
-            np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
-        )
+    symmetry = round(360 / period) if period else 1
+    if period:  # cut the circle where it is emptiest, opposite to the mean
+        around = circular_mean(values, symmetry)
+        values = around + _wrapped(values - around, period)
+    low, high = np.quantile(values, [0.002, 0.998])
+    edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
     columns = int(min(MOST_COLUMNS, max(round((times[-1] - times[0]) / step) + 1, 1)))
     along = np.linspace(times[0] - step / 2, times[-1] + step / 2, columns + 1)
@@ -113,18 +115,31 @@ def _time_histogram(
     least = np.nanquantile(share, 0.02)
     norm = LogNorm(least, max(float(np.nanmax(share)), 1.01 * least))
     picture = axes.pcolormesh(along, edges, share.T, cmap="Blues", norm=norm, rasterized=True)
-    figure.colorbar(picture, ax=axes, label="density", pad=0.02, aspect=14)
+    bar = figure.colorbar(picture, ax=axes, label="density", pad=0.02, aspect=14)
+    bar.ax.yaxis.set_major_locator(LogLocator(numticks=4))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     which = np.clip(np.searchsorted(along, t, side="right") - 1, 0, columns - 1)
     middle, lower, upper = np.full((3, columns), np.nan)
-    for c in np.unique(which):
-        inside = values[which == c]
-        centre = circular_mean(inside, round(360 / period)) if period else inside.mean()
-        # About the mean, so that a distribution across the end of the circle has no false spread.
-        away = np.mod(inside - centre + period / 2, period) - period / 2 if period else inside - centre
-        middle[c] = centre
-        lower[c], upper[c] = centre + np.quantile(away, [0.16, 0.84])
+    for column in np.unique(which):
+        inside = values[which == column]
+        if period:
+            middle[column] = around + _wrapped(circular_mean(inside, symmetry) - around, period)
+            away = _wrapped(inside - middle[column], period)
+        else:
+            middle[column] = inside.mean()
+            away = inside - middle[column]
+        lower[column], upper[column] = middle[column] + np.quantile(away, [0.16, 0.84])
+    if period:  # no line across the cut
+        middle[1:][np.abs(np.diff(middle)) > period / 2] = np.nan
     at = (along[1:] + along[:-1]) / 2
     axes.plot(at, middle, color=COLOURS[2], linewidth=1.6, marker="o" if columns < 30 else None, markersize=3)
     for edge in (lower, upper):
         axes.plot(at, edge, color=COLOURS[2], linewidth=1, linestyle="--")
     axes.set_ylim(edges[0], edges[-1])
+    if np.allclose(times, np.round(times)):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _wrapped(angles: Any, period: float) -> Any:
+    """Angles, one or many, between minus and plus half a period."""
+    return np.mod(angles + period / 2, period) - period / 2

@@ -195,10 +195,17 @@ def _mosaic_axes(axes: Axes, images: np.ndarray, limits: Sequence[tuple[float, f
 
 
 def _ticks(axes: Axes, images: np.ndarray, down: np.ndarray | None, along: np.ndarray) -> None:
-    axes.set_xticks(_centres(images.shape[1], images.shape[-1]), [f"{v:.3g}" for v in along], fontsize=8)
+    axes.set_xticks(_centres(images.shape[1], images.shape[-1]), _told(along), fontsize=8)
     if down is not None:
-        axes.set_yticks(_centres(images.shape[0], images.shape[-2]), [f"{v:.2g}" for v in down], fontsize=8)
+        axes.set_yticks(_centres(images.shape[0], images.shape[-2]), _told(down), fontsize=8)
 
 
 def _centres(n: int, size: int) -> np.ndarray:
     return np.arange(n) * (size + 1) + (size - 1) / 2
+
+
+def _told(values: np.ndarray) -> list[str]:
+    """Numbers with as many decimals as their range needs."""
+    span = float(np.ptp(values))
+    decimals = 0 if span >= 20 else 1 if span >= 4 else 2
+    return [f"{v + 0.0:.{decimals}f}" for v in np.round(values, decimals)]

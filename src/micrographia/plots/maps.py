@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, sqrt
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -67,7 +69,7 @@ def movie_sheet(
     if frames.ndim != 3 or not len(frames):
         raise UserError(f"movie_sheet: give frames [T, H, W], got {list(frames.shape)}.")
     some = np.unique(np.linspace(0, len(frames) - 1, min(shown, len(frames))).round().astype(int))
-    across = min(across, len(some))
+    across = min(across, ceil(sqrt(len(some))))
     down = -(-len(some) // across)
     aspect = frames.shape[1] / frames.shape[2]
     figure = Figure(figsize=(2.5 * across + 1.2, 2.5 * down * aspect + 0.25 * down), layout="constrained")

@@ -46,7 +46,7 @@ def limits_of(patches: np.ndarray) -> list[tuple[float, float]]:
         low, high = np.quantile(values, [0.005, 0.998])
         if high <= low:
             low, high = float(values.min()), float(values.max())
-        found.append((float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5))
+        found.append((float(low), float(high)) if high > low else (float(low), float(low) + 1.0))
     return found
 
 
