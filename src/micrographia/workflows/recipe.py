@@ -95,8 +95,6 @@ class Recipe:
             )
 
 
-#: Where dopants are too rare to show in the statistics of a patch, the fit cannot find the exponent `contrast`.
-CHANNELLING_ONLY = [0.85, 1.1]
 #: What each built-in recipe changes. Optics are nominal; fitted conditions vary about them.
 BUILT_IN: dict[str, dict[str, Any]] = {
     "wse2": {
@@ -114,7 +112,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "optics": {"energy_keV": 60.0, "convergence_mrad": 31.0, "inner_mrad": 86.0},
         "fit": {
             "prior": {
-                "contrast": CHANNELLING_ONLY,
                 "contamination": [0.0, 4.0],
                 "speckle": [0.0, 1.5],
                 "counts_per_A2": [1.0, 1000.0],
@@ -134,7 +131,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         # Films are many times thicker than the heavy atoms' 2 nm support that is simulated atom by atom.
         "fit": {
             "prior": {
-                "contrast": CHANNELLING_ONLY,
                 "background": [0.0, 40.0],
                 "speckle": [0.0, 8.0],
                 "contamination": [0.0, 8.0],
