@@ -30,7 +30,8 @@ def fitted():
     images, _, _ = simulate_series(Specimen(), Optics(), 16, (64, 64), PIXEL_A, 5, drawn)
     micrographs = [Micrograph(image, PIXEL_A, f"{i}.tif") for i, image in enumerate(images)]
     told: list[str] = []
-    prior = narrowed(Conditions(), **{k: v for k, v in TRUTH.items() if k not in SOUGHT})
+    wide = Conditions(contrast=(0.7, 2.2))
+    prior = narrowed(wide, **{k: v for k, v in TRUTH.items() if k not in SOUGHT})
     config = FitConfig(prior, simulations=300, rounds=5, patch_px=64)
     return fit_conditions(micrographs, Specimen(), Optics(), config, seed=1, progress=told.append), told
 
@@ -145,3 +146,16 @@ def test_images_without_one_common_pixel_size_are_refused(sizes):
 def test_impossible_settings_are_refused(change):
     with pytest.raises(UserError, match="fit:"):
         FitConfig(**change)
+
+
+def test_a_condition_that_presses_against_its_limit_is_named(fitted):
+    result, _ = fitted
+
+    def pressed(name: str, value: float) -> list[str]:
+        unit = np.full((20, len(NAMES)), 0.5)
+        unit[:, NAMES.index(name)] = value
+        return replace(result, unit=unit, prior=Conditions()).at_the_edge()
+
+    assert pressed("contrast", 0.99) == pressed("contrast", 0.01) == ["contrast"]
+    assert pressed("blur_px", 0.99) == ["blur_px"]
+    assert pressed("blur_px", 0.01) == pressed("readout", 0.01) == pressed("contrast", 0.8) == []
