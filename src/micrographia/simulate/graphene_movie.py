@@ -197,7 +197,8 @@ def graphene_movie(
     half = np.array(field_A) / 2
     margin_A = MARGIN_PX * pixel_size_A + 6.0
     most = min(np.deg2rad(frame_rotation_deg), np.pi / 2)
-    reach = half + margin_A + half[::-1] * np.sin(most) + drift_A / 2 + _FIXED_A
+    needed = half + margin_A + drift_A / 2
+    reach = needed + needed[::-1] * np.sin(most) + _FIXED_A
     sheet = _new_sheet(2 * reach, grains_deg, damage, rng)
     scenes, truths = [], []
     for t in range(n_frames):
@@ -212,8 +213,8 @@ def graphene_movie(
         truth["grain_angle_deg"] = np.asarray(grains_deg, dtype=float)[sheet.grain[here]] + turn[t]
         gap = truth["angle_deg"] - truth["grain_angle_deg"]
         truth["angle_deg"] -= 60 * np.round(gap / 60)
-        number = np.where(sheet.silicon[here], 14, 6)
-        scenes.append(Scene(*xy.T, number, *xy.T, truth["kind"].to_numpy(object)))
+        number, (x_A, y_A) = np.where(sheet.silicon[here], 14, 6), xy.T
+        scenes.append(Scene(x_A, y_A, number, x_A, y_A, truth["kind"].to_numpy(object)))
         truths.append(truth)
 
     ranges = narrowed(conditions or CLEAN, counts_per_A2=counts_per_A2)
@@ -267,7 +268,7 @@ def _lose_atoms(sheet: _Sheet, damage: BeamDamage, rng: np.random.Generator) -> 
     degree = np.array([len(others) for others in sheet.bonds])
     chance = np.select([degree >= 3, degree == 2], [damage.vacancies, damage.edge_loss], 1.0)
     chance[sheet.fixed | sheet.silicon | ~sheet.alive] = 0
-    for atom in np.flatnonzero(rng.random(len(chance)) < chance):
+    for atom in np.flatnonzero(rng.random(len(chance)) < chance).tolist():
         around = list(sheet.bonds[atom])
         # Silicon is not left hanging on one bond.
         if any(sheet.silicon[other] and len(sheet.bonds[other]) <= 2 for other in around):
@@ -285,7 +286,7 @@ def _lose_atoms(sheet: _Sheet, damage: BeamDamage, rng: np.random.Generator) -> 
     sheet.refresh()
     _, piece = connected_components(sheet.matrix(), directed=False)
     lost = sheet.alive & ~np.isin(piece, np.unique(piece[sheet.fixed]))
-    for atom in np.flatnonzero(lost):
+    for atom in np.flatnonzero(lost).tolist():
         sheet.bonds[atom].clear()
     sheet.alive &= ~lost
 
@@ -346,7 +347,7 @@ def _move_silicon(sheet: _Sheet, damage: BeamDamage, rng: np.random.Generator) -
     sheet.refresh()
     if len(edge):
         far = dijkstra(sheet.matrix(), directed=False, indices=edge, unweighted=True, min_only=True)
-    for atom in np.flatnonzero(sheet.silicon & sheet.alive):
+    for atom in np.flatnonzero(sheet.silicon & sheet.alive).tolist():
         target = [b for b in sheet.bonds[atom] if not (sheet.silicon[b] or sheet.fixed[b])]
         if len(edge):
             target = [b for b in target if far[b] < far[atom]]
