@@ -70,14 +70,19 @@ class Rotation:
             raise UserError(f"Rotation: range_deg = {self.range_deg} is not possible; give 0 to 180 degrees.")
 
     @property
+    def span_deg(self) -> float:
+        """Candidates lie within ± this: what is upright is the model's choice, and may be off the middle."""
+        return min(self.range_deg + CELL_DEG / 2, 180.0)
+
+    @property
     def candidates(self) -> int:
         """Angles tried for every patch."""
-        return ceil(2 * self.range_deg / CELL_DEG)
+        return ceil(2 * self.span_deg / CELL_DEG)
 
     @property
     def cell_deg(self) -> float:
         """Distance between the angles tried."""
-        return 2 * self.range_deg / self.candidates
+        return 2 * self.span_deg / self.candidates
 
 
 @dataclass(frozen=True)

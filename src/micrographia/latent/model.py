@@ -156,8 +156,8 @@ class LatentNetwork(nn.Module):
         if rotation is None:
             return self.variance.new_zeros(n, 1)
         centres = (torch.arange(rotation.candidates, device=self.variance.device) + 0.5) * self.cell
-        centres = (centres - radians(rotation.range_deg)).expand(n, -1)
-        if jitter is not None and rotation.range_deg == 180:
+        centres = (centres - radians(rotation.span_deg)).expand(n, -1)
+        if jitter is not None and rotation.span_deg == 180:
             centres = centres + (jitter - 0.5) * self.cell
         return centres
 
@@ -221,9 +221,9 @@ class LatentNetwork(nn.Module):
         if blocks.rotation:
             turn = self.cell * torch.tanh(mean[:, 0])
             kl = kl + log(self.cell) - deviation[:, 0].log() - 0.5 * _LOG_2PI_E  # to a uniform cell
-            if blocks.rotation.range_deg < 180:
+            if blocks.rotation.span_deg < 180:
                 outside = (candidate + turn).abs() - radians(blocks.rotation.range_deg)
-                kl = kl + 0.5 * (outside.clamp(min=0) / radians(2)) ** 2
+                kl = kl + 0.5 * (outside.clamp(min=0) / radians(10)) ** 2
             angle, at = angle + turn + drawn[:, 0], 1
         gauss = mean[:, at:]  # in units of the prior
         width = deviation[:, at:] / self.pose_prior[at:]
