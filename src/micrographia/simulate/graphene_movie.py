@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
-from micrographia.bonds import FOURFOLD, BondGraph, bond_graph, polygon_area_A2
+from micrographia.bonds import FOURFOLD, BondGraph, bond_graph
 from micrographia.errors import UserError
 from micrographia.simulate.acquire import acquire
 from micrographia.simulate.crystals import build_crystal, check_field
@@ -394,9 +394,11 @@ def _describe(xy: np.ndarray, silicon: np.ndarray) -> pd.DataFrame:
     graph = _graph(xy, silicon)
     n, sigma = len(xy), NEIGHBOURHOOD_A
     tree = cKDTree(xy)
-    hexagons = [xy[ring] for ring in graph.rings if len(ring) == 6]
-    centres = np.array([corners.mean(axis=0) for corners in hexagons]).reshape(-1, 2)
-    areas = np.array([polygon_area_A2(corners) for corners in hexagons])
+    hexagons = np.array([ring for ring in graph.rings if len(ring) == 6], dtype=int).reshape(-1, 6)
+    corners = xy[hexagons]
+    centres = corners.mean(axis=1)
+    x, y = np.moveaxis(corners - centres[:, None], 2, 0)
+    areas = np.abs(x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(axis=1) / 2
     near = tree.sparse_distance_matrix(cKDTree(centres), 4 * sigma, output_type="coo_matrix")
     window = np.exp(-(near.data**2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
     crystallinity = np.bincount(near.row, window * areas[near.col], n)
