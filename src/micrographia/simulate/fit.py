@@ -26,7 +26,6 @@ from micrographia.simulate.degrade import NAMES, Conditions, from_unit
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen, simulate_series
 
-
 #: A condition whose median lies within this outermost part of its range presses against the limit.
 EDGE = 0.05
 #: Conditions whose lowest value stands for none at all, as a lower limit of 0 does.

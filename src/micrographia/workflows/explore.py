@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from micrographia.bonds import label_rings
 from micrographia.errors import UserError
 from micrographia.io import read_folder
 from micrographia.latent import presets
-from micrographia.latent.compare import gmm, pca
+from micrographia.latent.compare import Description, compare_descriptors, gmm, pca
 from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.vae import VAE
 from micrographia.micrograph import Micrograph, robust_scale
@@ -59,6 +59,13 @@ class Exploration:
     transitions: pd.DataFrame | None
     metrics: dict[str, Any]
     folder: Path
+    descriptors: list[Description] = field(default_factory=list)
+    """The atoms of the frame that shows most of them (`crowded_frame`) by GMM, AE and rVAE; empty if not asked for."""
+
+    @property
+    def crowded_frame(self) -> int:
+        """The frame with most patches."""
+        return int(self.patches.sites["frame"].value_counts().idxmax())
 
     @property
     def first_member(self) -> VAE:
@@ -119,7 +126,7 @@ def explore(
     key = images_key(scaled)
     given = "" if sites is None else file_fingerprint(Path(sites))
     table, rings = _atoms_stage(run, scaled, own_sites, recipe, series, {"images": key, "sites": given}, say)
-    patches = _patches(scaled, table, recipe)
+    patches = _patches(scaled, table, recipe, series)
     dropped = f", {patches.dropped} too near the edge" if patches.dropped else ""
     say(f"{len(patches)} patches of {patches.size_px} px ({patches.window_A:g} Å){dropped}")
     labels, condition, names = _known(patches.sites, recipe.latent)
@@ -127,7 +134,7 @@ def explore(
     table = _with_latents(table, patches, model, codes, recipe, names)
     transitions = None
     if "track" in table and "cluster" in table:
-        transitions = transition_matrix(table.dropna(subset=["cluster"]), "cluster")
+        transitions = transition_matrix(table, "cluster", counts=True)
     metrics = judge_latents(patches, model, codes, table, condition, recipe)
     metrics |= {
         "atoms": len(table), "patches": len(patches), "dropped_at_the_edge": patches.dropped,
@@ -153,6 +160,8 @@ def explore(
         metrics,
         run.path,
     )
+    if recipe.compare:
+        found.descriptors.extend(_descriptors_stage(run, found, recipe, say))
     write_explore_report(run, found, recipe)
     say(f"{len(table)} atoms; open {run.path / 'report.html'}")
     return found
@@ -213,26 +222,31 @@ def _atoms_stage(
     return table, pd.read_csv(rings) if rings.exists() else None
 
 
-def _patches(images: list[Micrograph], table: pd.DataFrame, recipe: ExploreRecipe) -> AtomPatches:
+def _patches(
+    images: list[Micrograph], table: pd.DataFrame, recipe: ExploreRecipe, series: bool
+) -> AtomPatches:
     """Cut the windows, from images brought to a sampling at which a window has about `size_px` pixels."""
     config = recipe.patches
     finest = max(float(m.pixel_size_A or 0) for m in images)
     sampling_A = max(config.window_A / config.size_px, finest)
-    # Counts and probabilities keep their units; for the rest, frames of unlike brightness are made alike.
-    scaled = [
-        m.with_data(robust_scale(m.data)[0], "scaled") if recipe.latent.network.loss == "gaussian" else m
-        for m in images
-    ]
+    scaled = images
+    if recipe.latent.network.loss == "gaussian":  # counts and probabilities keep their units
+        # A movie by one scale: by its own, a frame in which a hole has opened would be brighter everywhere.
+        whole = robust_scale(np.stack([m.data for m in images]))[1:] if series else None
+        scaled = [m.with_data(_scaled(m.data, whole), "scaled") for m in images]
     zoom = np.array([float(m.pixel_size_A or np.nan) / sampling_A for m in images])[table["frame"]]
     moved = table.assign(x_px=table["x_px"] * zoom, y_px=table["y_px"] * zoom)
     cut = cut_patches_around(
         [m.resampled(sampling_A) for m in scaled], moved, config.window_A, config.time_stack
     )
-    if not len(cut):
-        raise UserError(
-            f"All {len(table)} windows of {config.window_A:g} Å leave their image; choose a smaller patches.window_A."
-        )
     return replace(cut, sites=table.iloc[cut.rows].reset_index(drop=True))
+
+
+def _scaled(image: np.ndarray, whole: tuple[float, float] | None) -> np.ndarray:
+    if whole is None:
+        return robust_scale(image)[0]
+    offset, scale = whole
+    return (image - offset) / scale
 
 
 def _known(
@@ -249,9 +263,7 @@ def _known(
         names = sorted(sites.loc[known, "label"].astype(str).unique())
         if len(names) < 2:
             raise UserError(f"The column 'label' names {len(names)} classes; at least 2 are needed.")
-        labels = np.where(
-            known, np.searchsorted(names, sites["label"].astype(str)).clip(0, len(names) - 1), -1
-        )
+        labels = pd.Categorical(sites["label"].astype(str).where(known), names).codes.astype(int)
     if config.model.startswith("conditional"):
         if config.condition not in sites:
             raise UserError(
@@ -362,6 +374,38 @@ def _model_stage(
     return loaded, np.load(folder / "codes.npy"), pd.read_csv(folder / "history.csv")
 
 
+def _descriptors_stage(
+    run: RunFolder, found: Exploration, recipe: ExploreRecipe, say: Say
+) -> list[Description]:
+    """Describe the atoms of the most crowded frame by GMM, AE and rVAE; nothing if they are too few."""
+    config, patches = recipe.latent, found.patches
+    own = np.flatnonzero(patches.sites["frame"].to_numpy() == found.crowded_frame)
+    classes = max(config.classes, 2)
+    if len(own) < max(10 * classes, config.network.batch):
+        return []
+    prior_px = config.shift_A / patches.pixel_size_A or 0.5
+    window = f"{patches.window_A:g} Å"
+
+    def work(folder: Path) -> None:
+        for d in compare_descriptors(
+            {window: patches.images[own]}, classes, config.latents, config.range_deg, prior_px, config.network,
+            recipe.seed, recipe.device,
+        ):  # fmt: skip
+            np.savez(folder / f"{d.method}.npz", labels=d.labels, codes=d.codes, means=d.means)
+
+    inputs = {
+        "patches": data_fingerprint(patches.images[own]),
+        "latent": asdict(config),
+        "seed": recipe.seed,
+    }
+    folder = run.stage("descriptors", inputs, work, say)
+    out = []
+    for method in ("GMM", "AE", "rVAE"):
+        with np.load(folder / f"{method}.npz") as kept:
+            out.append(Description(method, window, kept["labels"], kept["codes"], kept["means"]))
+    return out
+
+
 def _with_latents(
     table: pd.DataFrame,
     patches: AtomPatches,
@@ -391,7 +435,10 @@ def _with_latents(
     clash = [c for c in latents if c in table]
     table = table.rename(columns={c: f"given_{c}" for c in clash})
     latents.index = table.index[patches.rows]
-    return table.join(latents)
+    table = table.join(latents)
+    if "cluster" in table:
+        table["cluster"] = table["cluster"].astype("Int64")  # whole numbers, and none where there is no patch
+    return table
 
 
 def judge_latents(
@@ -427,7 +474,7 @@ def judge_latents(
         predicted = cross_val_predict(KNeighborsRegressor(15), standard, target, cv=5)
         total = ((target - target.mean(axis=0)) ** 2).sum()
         out["angle_leak_r2"] = float(1 - ((predicted - target) ** 2).sum() / max(total, 1e-30))
-    if "cluster" in table and "ring_label" in table:
+    if {"cluster", "ring_label", "border"} <= set(table):
         both = table[table["cluster"].notna() & ~table["border"].astype(bool)]
         if len(both) > 1:
             out["cluster_ring_mutual_information"] = float(

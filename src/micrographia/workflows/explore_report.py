@@ -6,11 +6,18 @@ import numpy as np
 import pandas as pd
 
 from micrographia.bonds import RING_LABELS
-from micrographia.latent.compare import Components, compare_descriptors, ica, nmf, pca
+from micrographia.latent.compare import Components, ica, nmf, pca
 from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.manifold import draw_manifold, draw_traversals, draw_upright
 from micrographia.plots import figures
-from micrographia.plots.colouring import Colouring, by_angle, by_class, by_small_angle, by_value
+from micrographia.plots.colouring import (
+    Colouring,
+    by_angle,
+    by_class,
+    by_small_angle,
+    by_value,
+    circular_mean,
+)
 from micrographia.plots.comparison import comparison_figure
 from micrographia.plots.courses import populations_figure, time_histograms
 from micrographia.plots.latent import latent_scatter, manifold_figure, reconstruction_sheet, traversal_figure
@@ -101,9 +108,13 @@ def _colouring(values: pd.Series, column: str, symmetry: int) -> Colouring:
         return by_class([label for label in RING_LABELS if (values == label).any()], "rings")
     if column != "angle_deg":
         return by_value(values.to_numpy(), column)
-    small = by_small_angle(values.to_numpy(), symmetry=symmetry)
+    angle, turn = values.dropna().to_numpy(), 360 / symmetry
+    away = np.mod(angle - circular_mean(angle, symmetry) + turn / 2, turn) - turn / 2
+    span = 1.2 * float(np.quantile(np.abs(away), 0.9))
+    if span > 0.3 * turn:
+        return by_angle(symmetry=symmetry)
     # Grains a few degrees apart would have one colour on the whole circle.
-    return small if small.high - small.low < 0.4 * 360 / symmetry else by_angle(symmetry=symmetry)
+    return by_small_angle(angle, symmetry=symmetry, span_deg=span)
 
 
 def _latent_space(
@@ -226,22 +237,15 @@ def _comparison(section: Section, found: Exploration, recipe: ExploreRecipe) -> 
     rows.append({"components": recipe.latent.model, "number": n, "explained": found.metrics["explained"]})
     section.table(pd.DataFrame(rows), "Share of the patches' variance that is reproduced")
     section.figure("components", _components_figure(parts), "Components")
-    frame = patches.sites["frame"].value_counts().idxmax()
-    own = np.flatnonzero(patches.sites["frame"].to_numpy() == frame)
-    classes = max(recipe.latent.classes, 2)
-    if len(own) < 10 * classes:
+    if not found.descriptors:
         return
-    found_by = compare_descriptors(
-        {f"{recipe.patches.window_A:g} Å": patches.images[own]}, classes, n, recipe.latent.range_deg,
-        recipe.latent.shift_A / patches.pixel_size_A or 0.5, recipe.latent.network, recipe.seed, recipe.device,
-    )  # fmt: skip
-    place = patches.sites.iloc[own]
-    image = found.images[int(frame)]
+    frame = found.crowded_frame
+    place, image = patches.sites[patches.sites["frame"] == frame], found.images[frame]
     section.figure(
         "descriptors",
         comparison_figure(
             image.data, place["x_px"].to_numpy(), place["y_px"].to_numpy(),
-            [(d.method, d.window, d.labels, d.means) for d in found_by], image.pixel_size_A,
+            [(d.method, d.window, d.labels, d.means) for d in found.descriptors], image.pixel_size_A,
         ),
         f"Classes of the atoms of {image.name} by a mixture on the patches, on an autoencoder's code, and on an rVAE's",
     )  # fmt: skip

@@ -1,0 +1,200 @@
+"""The journey `explore`, through the command line and from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial import cKDTree
+
+from micrographia.cli.main import main
+from micrographia.errors import UserError
+from micrographia.io import write_image
+from micrographia.micrograph import Micrograph
+from micrographia.simulate.graphene_movie import graphene_movie
+from micrographia.workflows.explore import explore
+from micrographia.workflows.recipe import load_recipe
+
+QUICK = [
+    "latent.network.epochs=2",
+    "latent.network.batch=25",
+    "latent.network.hidden=32",
+    "latent.range_deg=30",
+]
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory):
+    """Folder of frames, and the truth."""
+    folder = tmp_path_factory.mktemp("movie")
+    made = graphene_movie(n_frames=3, field_A=(26.0, 26.0), seed=4)
+    for i, frame in enumerate(made.images):
+        write_image(folder / f"frame-{i}.tif", Micrograph(frame, made.pixel_size_A, f"frame-{i}.tif"))
+    return folder, made.sites
+
+
+def changes(*more: str) -> list[str]:
+    return [word for change in (*QUICK, *more) for word in ("--set", change)]
+
+
+@pytest.fixture(scope="module")
+def explored(movie, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    words = ["explore", str(movie[0]), "--recipe", "explore-graphene", "--window", "6", "--out", str(out)]
+    assert main([*words, *changes()]) == 0
+    return out, words
+
+
+def test_a_movie_becomes_a_table_of_atoms_maps_and_a_report(movie, explored):
+    out, _ = explored
+    atoms, metrics = pd.read_csv(out / "atoms.csv"), json.loads((out / "metrics.json").read_text())
+    assert {"frame", "x_px", "y_px", "z1", "z2", "angle_deg", "ring_label", "track", "cluster"} <= set(atoms)
+    assert metrics["series"] is True
+    assert metrics["patches"] == atoms["z1"].notna().sum() == len(atoms) - metrics["dropped_at_the_edge"]
+    truth = movie[1]
+    for frame in range(3):
+        true = truth.loc[truth["frame"] == frame, ["x_px", "y_px"]]
+        found = atoms.loc[atoms["frame"] == frame, ["x_px", "y_px"]]
+        distance, _ = cKDTree(found).query(true)
+        assert np.mean(distance < 2.5) > 0.85  # 0.5 Å; the outermost atoms are not looked for
+    page = (out / "report.html").read_text("utf-8")
+    assert all(heading in page for heading in ("Where it is", "Over time", "How far to trust it"))
+    for figure in ("map-angle_deg", "map-ring_label", "manifold", "courses", "transitions", "descriptors"):
+        assert (out / "figures" / f"{figure}.png").stat().st_size > 2000, figure
+    assert "src=" not in (out / "latent.html").read_text("utf-8").replace('src="data:', "")
+
+
+def test_a_run_is_resumed_without_training_again(explored, capsys):
+    out, words = explored
+    before = (out / "atoms.csv").read_bytes()
+    assert main([*words, *changes()]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, *changes(), "--resume"]) == 0
+    told = capsys.readouterr()
+    assert "rvae: done before" in told.out + told.err
+    assert (out / "atoms.csv").read_bytes() == before
+
+
+def test_killed_while_training_it_goes_on_to_the_same_result(movie, tmp_path):
+    def command(out: Path, *more: str) -> list[str]:
+        settings = changes("latent.network.epochs=12", "compare=false")
+        return [sys.executable, "-m", "micrographia.cli.main", "explore", str(movie[0]), "--window", "6", "--out", str(out), *settings, *more]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(whole), check=True, capture_output=True, env=environment)
+    process = subprocess.Popen(
+        command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not list(broken.glob("stages/rvae-*/training/last.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "atoms.csv").exists()
+    subprocess.run(command(broken, "--resume"), check=True, capture_output=True, env=environment)
+    assert (broken / "atoms.csv").read_bytes() == (whole / "atoms.csv").read_bytes()
+
+
+def test_patches_on_a_grid_need_no_atoms(movie, tmp_path):
+    recipe = load_recipe(
+        "explore",
+        [
+            *QUICK,
+            "latent.model=shift_vae",
+            "atoms.find=grid",
+            "atoms.grid_A=2",
+            "patches.window_A=5",
+            "compare=false",
+        ],
+    )
+    found = explore([movie[0] / "frame-0.tif"], recipe, tmp_path / "run", say=lambda text: None)
+    assert not found.series
+    assert found.metrics["dropped_at_the_edge"] == 0
+    assert "angle_deg" not in found.sites
+    assert found.sites["z1"].notna().all()
+
+
+def test_own_sites_can_carry_labels_and_conditions(movie, tmp_path):
+    truth = movie[1].assign(label=movie[1]["grain"].map({0: "left", 1: "right"}))
+    truth.loc[np.arange(len(truth)) % 2 == 0, "label"] = ""
+    truth.drop(columns="image").assign(image="x").to_csv(tmp_path / "sites.csv", index=False)
+    semi = load_recipe(
+        "explore", [*QUICK, "latent.model=semi_supervised_rvae", "patches.window_A=6", "compare=false"]
+    )
+    found = explore([movie[0]], semi, tmp_path / "semi", tmp_path / "sites.csv", say=lambda text: None)
+    assert set(found.sites["class"].dropna()) <= {"left", "right"}
+    assert "given_angle_deg" in found.sites  # the truth that the table brought along
+    told = load_recipe(
+        "explore",
+        [
+            *QUICK,
+            "latent.model=conditional_rvae",
+            "latent.condition=frame",
+            "latent.members=2",
+            "compare=false",
+        ],
+    )
+    found = explore([movie[0]], told, tmp_path / "told", tmp_path / "sites.csv", say=lambda text: None)
+    assert {"std_z1", "std_reconstruction"} <= set(found.sites)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["patches.window_A=40"], "larger than the image"),
+        (["patches.window_A=25.5"], "choose a smaller window"),
+        (["latent.model=semi_supervised_rvae"], "column 'label'"),
+        (["latent.model=conditional_rvae", "latent.condition=dose"], "no column 'dose'"),
+        (["atoms.scale_A=9"], "scale"),
+        (["latent.network.batch=5000"], "fewer than a batch"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said(movie, tmp_path, settings, message):
+    recipe = load_recipe("explore", [*QUICK, *settings])
+    with pytest.raises(UserError, match=message):
+        explore([movie[0] / "frame-0.tif"], recipe, tmp_path / "run", say=lambda text: None)
+    assert not (tmp_path / "run" / "atoms.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("latent.latents=0", "latents"), ("latent.model=rvea", "rvae"), ("latent.range_deg=200", "range_deg"),
+        ("latent.model=conditional_vae", "latent.condition"), ("patches.window_A=0", "window_A"),
+        ("latent.model=joint_rvae", ""), ("series=maybe", "series"),
+    ],
+)  # fmt: skip
+def test_impossible_recipes_are_refused_by_name(setting, message):
+    if not message:
+        with pytest.raises(UserError, match="at least 2 classes"):
+            load_recipe("explore", [setting, "latent.classes=1"])
+        return
+    with pytest.raises(UserError, match=message):
+        load_recipe("explore", [setting])
+
+
+def test_the_two_kinds_of_recipe_are_not_mixed_up(movie, tmp_path, capsys):
+    assert main(["explore", str(movie[0]), "--recipe", "wse2", "--out", str(tmp_path / "a")]) == 2
+    assert "find defects" in capsys.readouterr().err
+    assert main(["simulate", "--recipe", "explore", "--out", str(tmp_path / "b")]) == 2
+    assert "recipe to explore" in capsys.readouterr().err
+    assert main(["recipe", "explore-graphene"]) == 0
+    assert "bond_A = 1.42" in capsys.readouterr().out
+
+
+def test_an_image_without_atoms_is_said_to_have_none(tmp_path):
+    noise = np.random.default_rng(0).normal(size=(96, 96)).astype(np.float32)
+    write_image(tmp_path / "noise.tif", Micrograph(noise, 0.2, "noise.tif"))
+    recipe = load_recipe("explore", QUICK)
+    with pytest.raises(UserError, match=r"No atoms were found.*dark|patches are fewer"):
+        explore([tmp_path / "noise.tif"], recipe, tmp_path / "run", say=lambda text: None)
