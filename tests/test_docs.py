@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from micrographia.cli.main import build_parser
-from micrographia.workflows.recipe import Recipe, from_dict, load_recipe
+from micrographia.workflows.recipe import BUILT_IN, Recipe, from_dict, load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -48,7 +48,8 @@ def test_commands_in_the_documentation_are_understood(command):
     changes = getattr(arguments, "changes", [])
     if "translate.step=5" in changes:  # shown for its error message
         return
-    load_recipe("wse2", changes)
+    name = getattr(arguments, "recipe", "wse2")
+    load_recipe(name if name in BUILT_IN else "wse2", changes)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml")], ids=lambda p: p.name)
