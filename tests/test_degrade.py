@@ -44,7 +44,7 @@ QUIET = {
 
 def _degraded(images: torch.Tensor, seed: int = 0, **conditions: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Degrade under quiet conditions except for those given."""
-    values = {name: 0.0 for name in NAMES} | {"contrast": 1.0, "source_size_A": 0.8}
+    values = {"defocus_A": 0.0, "astigmatism_A": 0.0, "coma_A": 0.0, "threefold_A": 0.0, "source_size_A": 0.8}
     values |= QUIET | conditions
     drawn = {name: np.full(len(images), values[name]) for name in NAMES}
     return degrade(images, drawn, PIXEL_A, torch.Generator().manual_seed(seed))

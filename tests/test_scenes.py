@@ -200,7 +200,7 @@ def test_impossible_concentrations_are_refused(value):
         {"disorder_A": float("nan")},
         {"holes": 2.0},
         {"angle_deg": (30.0, 10.0)},
-        {"clustering": (0.5, float("inf"))},
+        {"contrast": (0.5, float("inf"))},
         {"atoms_per_nm2": (float("nan"), 1.0)},
     ],
 )

@@ -29,10 +29,6 @@ Range = tuple[float, float]
 class Conditions:
     """Ranges (low, high) from which the imaging conditions of one image are drawn."""
 
-    contrast: Range = (0.85, 1.1)
-    """Exponent on the cross-sections relative to the heaviest atom: 1 is the independent-atom model; less stands for
-    channelling, more for a light sublattice dimmer than that (other elements in it, a detector that starts further
-    out, a black level cut off): widen the range where it is."""
     defocus_A: Range = (-50.0, 50.0)
     """Defocus about the set value, Å."""
     astigmatism_A: Range = (0.0, 25.0)

@@ -26,11 +26,6 @@ from micrographia.simulate.degrade import NAMES, Conditions, from_unit
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen, simulate_series
 
-#: A condition whose median lies within this outermost part of its range presses against the limit.
-EDGE = 0.05
-#: Conditions whose lowest value stands for none at all, as a lower limit of 0 does.
-NONE_AT_ALL = frozenset({"readout", "line_jitter_A", "slow_jitter_A"})
-
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -91,18 +86,6 @@ class FittedConditions:
         return pd.DataFrame(
             rows, columns=["condition", "prior_low", "prior_high", "q05", "median", "q95", "r2"]
         )
-
-    def at_the_edge(self) -> list[str]:
-        """Name the conditions that press against a limit of their range: the truth may lie beyond it."""
-        out = []
-        for name, median in zip(NAMES, np.median(self.unit, axis=0), strict=True):
-            low, high = getattr(self.prior, name)
-            if low == high:
-                continue
-            bounded_below = low != 0 and name not in NONE_AT_ALL
-            if median > 1 - EDGE or (bounded_below and median < EDGE):
-                out.append(name)
-        return out
 
     def to_dict(self) -> dict:
         """Return plain JSON-ready values; :meth:`from_dict` is the inverse."""

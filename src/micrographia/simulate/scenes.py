@@ -62,6 +62,9 @@ class Specimen:
     too)."""
     disorder_A: float = 0.05
     """Root-mean-square static displacement of each atom, Å."""
+    contrast: tuple[float, float] = (0.85, 1.1)
+    """Exponent on the relative cross-sections: 1 is the independent-atom model, less allows for
+    channelling."""
 
     def __post_init__(self) -> None:
         if self.material == "single-atoms":
@@ -76,7 +79,7 @@ class Specimen:
             raise UserError("specimen: strain and disorder_A must not be negative.")
         if not 0 <= self.holes <= 1:
             raise UserError(f"specimen.holes = {self.holes}: give a fraction of the images between 0 and 1.")
-        for name in ("atoms_per_nm2", "clustering", "angle_deg"):
+        for name in ("atoms_per_nm2", "clustering", "angle_deg", "contrast"):
             low, high = getattr(self, name)
             if not (np.isfinite([low, high]).all() and low <= high):
                 raise UserError(f"specimen.{name} = ({low}, {high}): give (low, high) with low <= high.")
@@ -257,8 +260,9 @@ def _simulate_group(
     else:
         rngs = [np.random.default_rng([seed, i, 1]) for i in range(start, stop)]
         own = [{name: v[k : k + 1] for name, v in conditions.items()} for k in range(len(scenes))]
+        contrast = [rng.uniform(*specimen.contrast) for rng in rngs]
         settings = [aberrated(optics, c, rng)[0] for c, rng in zip(own, rngs, strict=True)]
-        noise_free = render_scenes(scenes, settings, conditions["contrast"], big, pixel_size_A)
+        noise_free = render_scenes(scenes, settings, contrast, big, pixel_size_A)
         # One by one, each with its own generator: no image depends on how many follow it.
         parts = [
             degrade(image[None], c, pixel_size_A, torch.Generator().manual_seed(int(rng.integers(2**62))))

@@ -41,7 +41,7 @@ class Day:
 DAYS = {
     "day-a": Day(
         Conditions(
-            contrast=(1.0, 1.0), defocus_A=(-15.0, 25.0), astigmatism_A=(5.0, 15.0), coma_A=(50.0, 250.0),
+            defocus_A=(-15.0, 25.0), astigmatism_A=(5.0, 15.0), coma_A=(50.0, 250.0),
             threefold_A=(50.0, 200.0), source_size_A=(0.85, 1.05), counts_per_A2=(100.0, 170.0),
             background=(0.25, 0.4), readout=(0.08, 0.12), blur_px=(0.2, 0.35), afterglow_px=(0.4, 0.7),
             line_jitter_A=(0.06, 0.1), slow_jitter_A=(0.15, 0.5), line_gain=(0.01, 0.03),
@@ -52,7 +52,7 @@ DAYS = {
     ),
     "day-b": Day(
         Conditions(
-            contrast=(1.0, 1.0), defocus_A=(-10.0, 10.0), astigmatism_A=(0.0, 8.0), coma_A=(0.0, 120.0), threefold_A=(0.0, 100.0),
+            defocus_A=(-10.0, 10.0), astigmatism_A=(0.0, 8.0), coma_A=(0.0, 120.0), threefold_A=(0.0, 100.0),
             source_size_A=(0.7, 0.85), counts_per_A2=(120.0, 200.0), background=(0.1, 0.2),
             readout=(0.04, 0.07), blur_px=(0.15, 0.3), afterglow_px=(0.2, 0.4), line_jitter_A=(0.03, 0.06),
             slow_jitter_A=(0.1, 0.3), line_gain=(0.005, 0.02), contamination=(0.0, 0.2),
@@ -98,7 +98,7 @@ def record(
         raise UserError(f"There is no day '{day}' on the virtual microscope.{did_you_mean(day, DAYS)}")
     state = DAYS[day]
     conditions = draw_conditions(state.conditions, n, np.random.default_rng([seed, 1]))
-    specimen = replace(specimen, strain=0.006)
+    specimen = replace(specimen, contrast=(1.0, 1.0), strain=0.006)
     number = int(np.random.default_rng([seed, 2]).integers(2**31))
     images, _, sites = simulate_series(specimen, optics, n, shape, pixel_size_A, number, conditions)
     names = [f"{day}-{i:02d}.tif" for i in range(n)]

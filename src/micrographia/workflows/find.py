@@ -131,8 +131,6 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     """Fit the physics, translate what it does not explain, and train the detector; no label is needed."""
     experiment = [m.resampled(recipe.sampling_A) for m in images]
     fitted = fit_stage(run, experiment, recipe, say)
-    for name in fitted.at_the_edge():
-        say(f"fit: {_beyond(fitted, name)}")
     simulated, clean = simulate_stage(run, recipe, "fitted", fitted, say)
     sets = {"simulated": simulated}
     histories = {}
@@ -146,14 +144,6 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     finder.home = home_reference(experiment, recipe)
     finder.save(run.path / "detector.safetensors")
     return Training(experiment, fitted, clean, sets, finder, histories)
-
-
-def _beyond(fitted: FittedConditions, name: str) -> str:
-    low, high = getattr(fitted.prior, name)
-    return (
-        f"the images want a value of '{name}' at or beyond the limit of its range ({low:g} to {high:g}); widen it, for "
-        f"example with --set fit.prior.{name}=[LOW,HIGH]."
-    )
 
 
 def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> dict[str, Any]:
@@ -270,8 +260,6 @@ def write_report(
         f"{training.fitted.distance_after:.0f} after the fit; between two halves of the experiment "
         f"{training.fitted.noise_floor:.0f}."
     )
-    for name in training.fitted.at_the_edge():
-        fit.warning(_beyond(training.fitted, name))
     fit.figure("conditions", figures.conditions_figure(training.fitted.table()), "Sought and fitted ranges")
     fit.table(training.fitted.table(), "r2: how well a condition can be told from a patch at all")
 

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 #: What somebody who looks at the images would type in: one setting for all of them.
 HAND_TUNED = Conditions(
-    contrast=(1.0, 1.0), defocus_A=(0.0, 0.0), astigmatism_A=(0.0, 0.0), coma_A=(0.0, 0.0), threefold_A=(0.0, 0.0),
+    defocus_A=(0.0, 0.0), astigmatism_A=(0.0, 0.0), coma_A=(0.0, 0.0), threefold_A=(0.0, 0.0),
     source_size_A=(0.9, 0.9), counts_per_A2=(150.0, 150.0), background=(0.2, 0.2), readout=(0.1, 0.1),
     blur_px=(0.3, 0.3), afterglow_px=(0.0, 0.0), line_jitter_A=(0.05, 0.05), slow_jitter_A=(0.1, 0.1),
     line_gain=(0.0, 0.0), contamination=(0.2, 0.2), contamination_length_A=(20.0, 20.0),
