@@ -14,6 +14,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
 
 from micrographia.atoms.cut import AtomPatches, cut_grid, cut_patches_around
+from micrographia.atoms.draw import draw_positions
 from micrographia.atoms.find import find_atoms
 from micrographia.atoms.frames import as_frames, frame_numbers
 from micrographia.atoms.refine import refine_com, refine_gaussian
@@ -229,17 +230,38 @@ def _patches(
     config = recipe.patches
     finest = max(float(m.pixel_size_A or 0) for m in images)
     sampling_A = max(config.window_A / config.size_px, finest)
-    scaled = images
-    if recipe.latent.network.loss == "gaussian":  # counts and probabilities keep their units
-        # A movie by one scale: by its own, a frame in which a hole has opened would be brighter everywhere.
-        whole = robust_scale(np.stack([m.data for m in images]))[1:] if series else None
-        scaled = [m.with_data(_scaled(m.data, whole), "scaled") for m in images]
-    zoom = np.array([float(m.pixel_size_A or np.nan) / sampling_A for m in images])[table["frame"]]
-    moved = table.assign(x_px=table["x_px"] * zoom, y_px=table["y_px"] * zoom)
+    zoom = np.array([float(m.pixel_size_A or np.nan) / sampling_A for m in images])
+    moved = table.assign(x_px=table["x_px"] * zoom[table["frame"]], y_px=table["y_px"] * zoom[table["frame"]])
+    frames: list[Micrograph] | np.ndarray
+    if config.of == "positions":
+        frames = _drawn(images, moved, zoom, recipe.atoms.scale_A / sampling_A)
+    else:
+        scaled = images
+        if recipe.latent.network.loss == "gaussian":  # counts and probabilities keep their units
+            # A movie by one scale: by its own, a frame in which a hole has opened would be brighter everywhere.
+            whole = robust_scale(np.stack([m.data for m in images]))[1:] if series else None
+            scaled = [m.with_data(_scaled(m.data, whole), "scaled") for m in images]
+        frames = [m.resampled(sampling_A) for m in scaled]
     cut = cut_patches_around(
-        [m.resampled(sampling_A) for m in scaled], moved, config.window_A, config.time_stack
+        frames,
+        moved,
+        config.window_A,
+        config.time_stack,
+        pixel_size_A=sampling_A if config.of == "positions" else None,
     )
     return replace(cut, sites=table.iloc[cut.rows].reset_index(drop=True))
+
+
+def _drawn(images: list[Micrograph], sites: pd.DataFrame, zoom: np.ndarray, sigma_px: float) -> np.ndarray:
+    """The atoms of all images as spots, ``[N, K, H, W]``."""
+    shapes = {tuple(int(np.ceil(n * z)) for n in m.shape) for m, z in zip(images, zoom, strict=True)}
+    if len(shapes) > 1:
+        raise UserError("patches.of = positions needs images of one size; run the others by themselves.")
+    kinds = sorted(sites["kind"].unique())
+    out = np.zeros((len(images), len(kinds), *shapes.pop()), np.float32)
+    for i, own in sites.groupby("frame"):
+        out[i, np.isin(kinds, own["kind"])] = draw_positions(own, (out.shape[2], out.shape[3]), sigma_px)
+    return out
 
 
 def _scaled(image: np.ndarray, whole: tuple[float, float] | None) -> np.ndarray:

@@ -40,6 +40,9 @@ class AtomsConfig:
 class PatchesConfig:
     """The windows that are cut around the atoms."""
 
+    of: Literal["image", "positions"] = "image"
+    """Windows of the image itself; or of the atoms drawn as spots of scale_A, alike however bright (one channel for
+    each kind): order alone."""
     window_A: float = 8.0
     """Edge of the window, Å."""
     size_px: int = 28
@@ -132,5 +135,9 @@ class ExploreRecipe:
     """What is learnt."""
 
     def __post_init__(self) -> None:
+        if self.patches.of == "positions" and self.atoms.find == "grid":
+            raise UserError(
+                "patches.of = positions draws atoms, and atoms.find = grid finds none; change one of them."
+            )
         if self.seed < 0 or self.pixel_size_A < 0 or self.track_A < 0:
             raise UserError("seed, pixel_size_A and track_A must not be negative.")
