@@ -24,7 +24,7 @@ from micrographia.workflows.explore import explore
 from micrographia.workflows.recipe import load_recipe
 
 QUICK = [
-    "latent.network.epochs=2",
+    "latent.steps=30",
     "latent.network.batch=25",
     "latent.network.hidden=32",
     "latent.range_deg=30",
@@ -85,7 +85,7 @@ def test_a_run_is_resumed_without_training_again(explored, capsys):
 
 def test_killed_while_training_it_goes_on_to_the_same_result(movie, tmp_path):
     def command(out: Path, *more: str) -> list[str]:
-        settings = changes("latent.network.epochs=12", "compare=false")
+        settings = changes("latent.steps=150", "compare=false")
         return [sys.executable, "-m", "micrographia.cli.main", "explore", str(movie[0]), "--window", "6", "--out", str(out), *settings, *more]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

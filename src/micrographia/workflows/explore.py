@@ -361,6 +361,9 @@ def _model_stage(
         some = np.union1d(some, np.flatnonzero(labels >= 0))
     classes = int(labels.max()) + 1 if labels is not None else config.classes
     given = int(condition.max()) + 1 if condition is not None and condition.dtype.kind == "i" else 1
+    if config.steps:
+        epochs = max(1, round(config.steps / max(len(some) // config.network.batch, 1)))
+        config = replace(config, network=replace(config.network, epochs=epochs))
     model: VAE | Ensemble = build_model(
         config, classes, given, patches.size_px, patches.pixel_size_A, recipe.seed, recipe.device
     )

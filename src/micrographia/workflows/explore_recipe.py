@@ -84,14 +84,18 @@ class LatentConfig:
     """Rotational symmetry modulo which angles are drawn and averaged: 6 for a hexagonal lattice, 4 for a square."""
     condition: str = ""
     """Column of the sites that a conditional model is told, for example frame."""
+    steps: int = 800
+    """Training steps, whatever the number of patches, in place of network.epochs; 0 = network.epochs counts."""
     members: int = 1
     """Trainings from different seeds; their spread is the uncertainty."""
     network: VaeConfig = field(default_factory=VaeConfig)
     """Networks and training."""
 
     def __post_init__(self) -> None:
-        if self.latents < 1 or self.members < 1 or self.classes < 0 or self.symmetry < 1:
-            raise UserError("latent: latents, members and symmetry must be at least 1, classes not negative.")
+        if min(self.latents, self.members, self.symmetry) < 1 or min(self.classes, self.steps) < 0:
+            raise UserError(
+                "latent: latents, members and symmetry must be at least 1, classes and steps not negative."
+            )
         if self.model.startswith(("joint", "semi")) and self.classes < 2:
             raise UserError(f"latent.classes = {self.classes}: {self.model} needs at least 2 classes.")
         if self.model.startswith("conditional") and not self.condition:

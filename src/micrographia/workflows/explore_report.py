@@ -202,7 +202,7 @@ def _trust(section: Section, found: Exploration, sites: pd.DataFrame) -> None:
         if m["angle_leak_r2"] > 0.2:
             section.warning(
                 "Rotation leaks into the latents: the same structure, turned, has another code. Train longer "
-                "(latent.network.epochs), or check latent.range_deg."
+                "(latent.steps), or check latent.range_deg."
             )
     if "cluster_ring_mutual_information" in m:
         section.text(

@@ -147,7 +147,9 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "journey": "explore",
         "material": "graphene",
         "atoms": {"bond_A": 1.42},
-        "latent": {"symmetry": 6},
+        # Order alone, and little enough training that the latents hold what matters most.
+        "patches": {"of": "positions", "window_A": 10.0, "size_px": 20},
+        "latent": {"symmetry": 6, "range_deg": 30.0, "steps": 550},
     },
 }
 #: What a recipe's key `journey` stands for.
