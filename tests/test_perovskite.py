@@ -58,7 +58,9 @@ def test_the_single_crystal_is_one_phase_on_one_lattice(nio, kind, spacing_A):
     assert result.sites["angle_deg"].nunique() == 1
     xy = result.sites.loc[result.sites["kind"] == kind, ["x_px", "y_px"]].to_numpy() * result.pixel_size_A
     pairs = cKDTree(xy).query_pairs(1.25 * spacing_A, output_type="ndarray")
-    apart = np.hypot(*(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T)  # all four neighbours: the nearest would be biased
+    apart = np.hypot(
+        *(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T
+    )  # all four neighbours: the nearest would be biased
     assert len(pairs) > 1.6 * len(xy)
     assert np.median(apart) == pytest.approx(spacing_A, abs=0.05)
     assert np.ptp(apart) < 0.9  # scan jitter only
