@@ -136,6 +136,12 @@ class LatentNetwork(nn.Module):
         self.pose_encoder = encoder(seen, given, config.hidden, 2 * len(priors)) if priors else None
         n = blocks.numbers
         self.content_encoder = encoder(seen, given, config.hidden, 2 * n) if n else None
+        # Which class, where some are told: from the upright patch, and from how well each class draws it, trusted
+        # as far as the labels bear out.
+        self.classifier = None
+        if isinstance(blocks.discrete, Classes):
+            self.classifier = encoder(seen, given, config.hidden, blocks.discrete.k)
+            self.trust = nn.Parameter(torch.tensor(-3.0))
         shift = 2 * blocks.translation.prior_px / longer if blocks.translation else 0.0
         reach = reach_of(bool(blocks.rotation), shift, blocks.scale.prior if blocks.scale else 0.0)
         detail = min(config.detail, longer // 2)
@@ -236,6 +242,14 @@ class LatentNetwork(nn.Module):
             tau = torch.stack(rotate(tau[:, 0], tau[:, 1], angle), dim=1) * log_scale.exp()[:, None]
         return Pose(angle, tau, log_scale), kl
 
+    def class_scores(self, turned_back: Tensor, given: Tensor, cost: Tensor) -> Tensor:
+        """Log-probabilities of the classes ``[B, C]`` from upright patches and the cost of drawing each class."""
+        assert self.classifier is not None
+        excess = cost - cost.amin(1, keepdim=True)
+        return torch.log_softmax(
+            self.classifier(turned_back * self.mask, given) - self.trust.exp() * excess, dim=1
+        )
+
     def draw(self, code: Tensor, one_hot: Tensor, given: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:
         """Decode to standardised images, logits or log-rates, by the loss; without a pose, upright."""
         parts = torch.cat([code, one_hot, given], dim=1)
@@ -313,10 +327,10 @@ class LatentNetwork(nn.Module):
         given: Tensor,
         closed: bool = False,
         known: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """L_h of all hypotheses, ``[B, K, C]`` (angles, classes), at the means of the continuous blocks.
 
-        Compared in the frame of the objects and inside the disc that every rotation shows, where all
+        The second is what a classifier says, log-probabilities ``[B, K, C]``; None without one. Compared in the frame of the objects and inside the disc that every rotation shows, where all
         hypotheses share one set of basis functions; weighted to the number of pixels of the whole patch.
         """
         b, k = candidates.shape
@@ -334,10 +348,23 @@ class LatentNetwork(nn.Module):
             code = found.code.new_zeros(c, found.code.shape[1])
             drawn = self.draw(code, one_hot, given[:c], None, self.pool)[None]
         else:
-            code, given = (t.repeat_interleave(c, 0) for t in (found.code, given))
-            drawn = self.draw(code, one_hot.repeat(b * k, 1), given, None, self.pool).unflatten(0, (b * k, c))
-        misfit = self.misfits(drawn, self.target(found.upright), weight)
-        return (cost[:, None] + misfit).view(b, k, c)
+            code, each = (t.repeat_interleave(c, 0) for t in (found.code, given))
+            drawn = self.draw(code, one_hot.repeat(b * k, 1), each, None, self.pool).unflatten(0, (b * k, c))
+        cost = cost[:, None] + self.misfits(drawn, self.target(found.upright), weight)
+        told = None if self.classifier is None else self.class_scores(found.upright, given, cost)
+        return cost.view(b, k, c), None if told is None else told.view(b, k, c)
+
+
+def classified(cost: Tensor, told: Tensor | None) -> Tensor:
+    """Costs ``[B, K, C]`` such that, for each angle, the classes have the log-probabilities `told`.
+
+    What is left to the pictures is the angle: its cost is the mean over the classes. So a classifier decides on
+    the class, as in Kingma et al., "Semi-supervised learning with deep generative models" (2014); were it left to
+    the pictures, frequent classes with varied contents would lose to rare ones that draw noise better.
+    """
+    if told is None:
+        return cost
+    return (told.exp() * cost).sum(2, keepdim=True) - told
 
 
 def responsibilities(cost: Tensor, nats: float) -> Tensor:
@@ -446,10 +473,11 @@ class LatentTraining:
             weight = torch.where(labels >= 0, 1.0, share)
             weight = weight * (b / weight.sum().clamp(min=1e-3))
         if k * c > 1:
-            cost = net.weigh(images, candidates, given, closed, known)
-            if blocks.discrete:
-                other = torch.arange(c, device=device) != labels[:, None]
-                cost = cost.masked_fill((other & (labels >= 0)[:, None])[:, None, :], torch.inf)
+            drawing, told = net.weigh(images, candidates, given, closed, known)
+            if told is not None:  # a label is the truth, whatever the classifier says
+                sure = torch.arange(c, device=device) == labels[:, None]
+                told = torch.where((labels >= 0)[:, None, None], sure.float().log()[:, None], told)
+            cost = classified(drawing, told)
             r = responsibilities(cost.flatten(1), share * log(k * c) if share < 1 else torch.inf)
             if share < 1 and isinstance(blocks.discrete, Discrete):
                 r = balanced(r, c)  # or a class that starts late dies before it has learnt anything
@@ -468,6 +496,11 @@ class LatentTraining:
         loss = misfit + kl_pose + beta * kl_code
         if blocks.values:
             loss = loss + (found.kl_values + blocks.values.weight * found.surprise).mean()
+        if net.classifier is not None and (labels >= 0).any():
+            some = labels >= 0
+            at_angle = drawing[torch.arange(b, device=device), chosen // c]
+            said = net.class_scores(found.upright[some].detach(), given[some], at_angle[some])
+            loss = loss + images[0].numel() * nn.functional.nll_loss(said, labels[some])
         if capacity and allowed:
             loss = loss + capacity.weight * (kl_code - allowed).clamp(min=0)
         sample = Sample(net, index, found, one_hot, given, drawn)

@@ -16,7 +16,14 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.latent import blocks as blocks_module
 from micrographia.latent.blocks import Block, Blocks, Capacity, Classes, Condition, gather
-from micrographia.latent.model import LatentNetwork, LatentTraining, Term, VaeConfig, responsibilities
+from micrographia.latent.model import (
+    LatentNetwork,
+    LatentTraining,
+    Term,
+    VaeConfig,
+    classified,
+    responsibilities,
+)
 from micrographia.latent.pose import Pose
 from micrographia.nets.weights import load_model, save_model
 from micrographia.training.device import choose_device
@@ -286,7 +293,7 @@ class VAE(TransformerMixin, BaseEstimator):
             standard = network.standardised(torch.from_numpy(images[part]).to(device))
             conditions = torch.from_numpy(given[part]).to(device)
             candidates = network.candidates(len(standard))
-            cost = network.weigh(standard, candidates, conditions)
+            cost = classified(*network.weigh(standard, candidates, conditions))
             r = responsibilities(cost.flatten(1), np.inf).view(-1, k, c)
             angle = candidates.gather(1, r.sum(2).argmax(1, keepdim=True))[:, 0]
             seen = network.seen(standard)
