@@ -103,6 +103,11 @@ def test_patches_are_spread_over_images_and_come_from_them():
     assert len({float(p[0, 0]) for p in patches}) == 12
 
 
+def test_of_more_images_than_patches_not_only_the_first_count():
+    images = [Micrograph(np.eye(40) + k, 0.2) for k in range(30)]
+    assert [round(float(p.min())) for p in cut_patches(images, 32, 4)] == [0, 9, 19, 29]
+
+
 def test_an_image_smaller_than_a_patch_is_passed_over():
     small, large = Micrograph(np.eye(20), 0.2), Micrograph(np.eye(64), 0.2)
     assert len(cut_patches([small, large], 32, 100)) == 4
