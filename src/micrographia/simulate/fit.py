@@ -131,7 +131,8 @@ def cut_patches(images: Sequence[Micrograph], patch_px: int, most: int) -> np.nd
             f"No image is as large as a patch of {patch_px} x {patch_px} px at the working sampling "
             f"({sizes}); use a smaller patch or a finer sampling_A."
         )
-    spread = np.linspace(0, len(patches) - 1, min(most, len(patches))).astype(int)  # not the first images only
+    # Of more images than patches, not the first only.
+    spread = np.linspace(0, len(patches) - 1, min(most, len(patches))).astype(int)
     return np.stack([patches[i] for i in spread])
 
 
