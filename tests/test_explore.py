@@ -198,3 +198,56 @@ def test_an_image_without_atoms_is_said_to_have_none(tmp_path):
     recipe = load_recipe("explore", QUICK)
     with pytest.raises(UserError, match=r"No atoms were found.*dark|patches are fewer"):
         explore([tmp_path / "noise.tif"], recipe, tmp_path / "run", say=lambda text: None)
+
+
+def test_images_of_unlike_scale_are_no_movie(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, size in enumerate((0.1, 0.2, 0.4)):
+        frame = rng.normal(size=(64, 64)).astype(np.float32)
+        write_image(tmp_path / "in" / f"{i}.tif", Micrograph(frame, size, f"{i}.tif"))
+    grid = ["atoms.find=grid", "atoms.grid_A=0.5", "patches.window_A=3", "compare=false", "latent.model=vae"]
+    found = explore(
+        [tmp_path / "in"], load_recipe("explore", [*QUICK, *grid]), tmp_path / "a", say=lambda text: None
+    )
+    assert not found.series
+    assert [m.pixel_size_A for m in found.images] == pytest.approx([0.1, 0.2, 0.4])
+    for more, message in (("series=yes", "one pixel size"), ("patches.time_stack=2", "frames of a movie")):
+        recipe = load_recipe("explore", [*QUICK, *grid, more])
+        with pytest.raises(UserError, match=message):
+            explore([tmp_path / "in"], recipe, tmp_path / "b", say=lambda text: None)
+
+
+def test_a_folder_of_other_images_is_refused(movie, tmp_path):
+    grid = ["atoms.find=grid", "patches.window_A=5", "atoms.grid_A=2", "compare=false", "latent.model=vae"]
+    recipe = load_recipe("explore", [*QUICK, *grid])
+    explore([movie[0] / "frame-0.tif"], recipe, tmp_path / "run", say=lambda text: None)
+    before = (tmp_path / "run" / "atoms.csv").read_bytes()
+    with pytest.raises(UserError, match="other images"):
+        explore([movie[0] / "frame-1.tif"], recipe, tmp_path / "run", resume=True, say=lambda text: None)
+    assert (tmp_path / "run" / "atoms.csv").read_bytes() == before
+
+
+def test_its_own_table_can_be_fed_back_twice(movie, tmp_path):
+    source, recipe = None, load_recipe("explore", [*QUICK, "patches.window_A=6", "compare=false"])
+    for name in ("a", "b", "c"):
+        found = explore([movie[0] / "frame-0.tif"], recipe, tmp_path / name, source, say=lambda text: None)
+        source = tmp_path / name / "atoms.csv"
+    assert found.sites.columns.is_unique
+    assert {"z1", "given_z1"} <= set(found.sites)
+
+
+def test_a_table_of_frames_is_not_laid_on_images_that_are_missing(movie, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in (0, 2):
+        (folder / f"frame-{i}.tif").write_bytes((movie[0] / f"frame-{i}.tif").read_bytes())
+    (folder / "frame-1.tif").write_bytes(b"broken")
+    movie[1].to_csv(tmp_path / "sites.csv", index=False)
+    with pytest.raises(UserError, match="no longer fits"):
+        explore(
+            [folder],
+            load_recipe("explore", QUICK),
+            tmp_path / "run",
+            tmp_path / "sites.csv",
+            say=lambda text: None,
+        )

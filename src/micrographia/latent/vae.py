@@ -143,8 +143,9 @@ class VAE(TransformerMixin, BaseEstimator):
         )
         with tempfile.TemporaryDirectory() as temporary:
             result: TrainResult = train(
-                model, batches, run, folder or temporary, resume=resume, label="latent model"
-            )
+                model, batches, run, folder or temporary, resume=resume, label="latent model",
+                inputs=[images, labels, known, given, repr((list(self.blocks), config))],
+            )  # fmt: skip
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         self.history_ = result.history

@@ -23,7 +23,7 @@ class Course:
     """How far the training has come: the part of a checkpoint that is no tensor."""
 
     data: str
-    """Fingerprint of the first batch: a folder is never resumed with other data."""
+    """Fingerprint of the first batch and of what the caller adds: a folder is not resumed with other inputs."""
     step: int = 0
     seconds: float = 0.0
     best_step: int | None = None
@@ -36,7 +36,7 @@ class Course:
 
 
 def data_fingerprint(batch: Any) -> str:
-    """Return twelve hexadecimal digits that stand for the numbers of a batch."""
+    """Return twelve hexadecimal digits that stand for arrays, numbers and texts, nested or not."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -45,8 +45,12 @@ def data_fingerprint(batch: Any) -> str:
         if isinstance(part, list | tuple):
             for inner in part:
                 add(inner)
+        elif isinstance(part, str):
+            digest.update(part.encode())
         else:
-            digest.update(torch.as_tensor(part).detach().cpu().contiguous().numpy().tobytes())
+            array = torch.as_tensor(part).detach().cpu().contiguous().numpy()
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
 
     add(batch)
     return digest.hexdigest()[:12]
@@ -92,7 +96,7 @@ def _load_last(
     tree = load_tree(path, label)
     if tree["course"].get("data") != data:
         raise UserError(
-            f"{path.parent}: holds a training on other data, or with another seed or batch; choose another folder, "
+            f"{path.parent}: holds a training on other data, or with other settings or another seed; choose another folder, "
             "or start over without resuming."
         )
     _load_networks(tree, model, averages, path.parent)

@@ -128,6 +128,7 @@ def train(
     score: str | None = None,
     resume: bool = True,
     label: str = "training",
+    inputs: Any = (),
 ) -> TrainResult:
     """Train `model`; leave ``last.safetensors``, ``best.safetensors`` and ``metrics.csv`` in `folder`.
 
@@ -150,6 +151,8 @@ def train(
         Continue from the folder's last state; False starts over and forgets it.
     label : str
         What is trained, for the progress bar; a folder of another label is refused.
+    inputs : arrays, numbers and texts, optional
+        All else that a training depends on: a folder of others is refused.
 
     Raises
     ------
@@ -170,7 +173,7 @@ def train(
     averages = _averages(model, config.ema_decay)
     generator = torch.Generator(device)
 
-    data = distributed.from_first(data_fingerprint(batches(0)))
+    data = distributed.from_first(data_fingerprint([batches(0), inputs]))
     course = open_folder(folder, model, averages, resume, label, data)
     metrics = MetricsFile(folder, course.rows, course.step) if rank == 0 else None
     begun = time.monotonic() - course.seconds

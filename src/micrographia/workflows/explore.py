@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from micrographia.latent.compare import Description, compare_descriptors, gmm, p
 from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.vae import VAE
 from micrographia.micrograph import Micrograph, robust_scale
-from micrographia.sites import read_sites, write_sites
+from micrographia.sites import concat_sites, read_sites, write_sites
 from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.explore_recipe import ExploreRecipe, LatentConfig
@@ -38,6 +39,8 @@ from micrographia.workflows.stages import images_key
 Say = Callable[[str], None]
 #: Atoms on which the checks of the latents are made, evenly spaced: enough for two digits.
 CHECKED = 4000
+#: Frames of a movie differ in (measured) pixel size by less than this factor.
+ALIKE = 1.1
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,15 @@ def explore(
     micrographs, failures = read_folder(images, recipe.pixel_size_A or None)
     for path, reason in failures:
         say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
-    series = _is_series(micrographs, recipe)
+    if failures and own_sites is not None and "frame" in own_sites:
+        raise UserError(
+            f"{len(failures)} images could not be read, so that the column frame of {sites} no longer fits; remove them, "
+            "or name the images (column image) instead."
+        )
     scaled = [s.image for s in decide_scale(micrographs, recipe)]
+    series = _is_series(scaled, recipe)
+    if recipe.patches.time_stack > 1 and not series:
+        raise UserError("patches.time_stack needs the frames of a movie; set series = yes if they are.")
     if series:  # one magnification for all frames, whatever each frame's lattice says
         size_A = float(np.median([m.pixel_size_A for m in scaled]))
         scaled = [m.with_pixel_size(size_A, m.pixel_size_source) for m in scaled]
@@ -126,19 +136,24 @@ def explore(
 
     key = images_key(scaled)
     given = "" if sites is None else file_fingerprint(Path(sites))
+    _same_inputs(run, {"images": key, "sites": given})
     table, rings = _atoms_stage(run, scaled, own_sites, recipe, series, {"images": key, "sites": given}, say)
     patches = _patches(scaled, table, recipe, series)
     dropped = f", {patches.dropped} too near the edge" if patches.dropped else ""
+    dropped += f", {patches.without_next} without the frames after them" if patches.without_next else ""
     say(f"{len(patches)} patches of {patches.size_px} px ({patches.window_A:g} Å){dropped}")
     labels, condition, names = _known(patches.sites, recipe.latent)
     model, codes, history = _model_stage(run, patches, recipe, labels, condition, say)
     table = _with_latents(table, patches, model, codes, recipe, names)
     transitions = None
-    if "track" in table and "cluster" in table:
-        transitions = transition_matrix(table, "cluster", counts=True)
+    if series and {"track", "cluster"} <= set(table):
+        try:
+            transitions = transition_matrix(table, "cluster", counts=True)
+        except UserError as none:
+            say(f"no transitions: {none}")
     metrics = judge_latents(patches, model, codes, table, condition, recipe)
     metrics |= {
-        "atoms": len(table), "patches": len(patches), "dropped_at_the_edge": patches.dropped,
+        "atoms": len(table), "patches": len(patches), "dropped_at_the_edge": patches.dropped, "without_next_frames": patches.without_next,
         "frames": len(scaled), "series": series, "pixel_size_A": scaled[0].pixel_size_A,
         "images_left_out": [[str(p), reason] for p, reason in failures],
         "versions": versions(), "seed": recipe.seed,
@@ -168,11 +183,28 @@ def explore(
     return found
 
 
+def _same_inputs(run: RunFolder, inputs: dict[str, str]) -> None:
+    """Refuse a folder that was run on other images or sites: its results would be overwritten."""
+    path = run.path / "inputs.json"
+    if path.exists() and json.loads(path.read_text("utf-8")) != inputs:
+        raise UserError(
+            f"{run.path} holds a run on other images, or with other --sites; choose another --out."
+        )
+    run.write_json("inputs.json", inputs)
+
+
 def _is_series(images: Sequence[Micrograph], recipe: ExploreRecipe) -> bool:
     alike = len({m.shape for m in images}) == 1
     if recipe.series == "yes" and not alike:
         raise UserError("series = yes: the frames of a movie must have one size; these differ.")
-    return recipe.series == "yes" or (recipe.series == "auto" and alike and len(images) > 2)
+    sizes = [float(m.pixel_size_A or np.nan) for m in images]
+    steady = max(sizes) < ALIKE * min(sizes)
+    if recipe.series == "yes" and not steady:
+        raise UserError(
+            f"series = yes: the frames of a movie must have one pixel size; these have {min(sizes):.4g} to "
+            f"{max(sizes):.4g} Å. Give it with --pixel-size."
+        )
+    return recipe.series == "yes" or (recipe.series == "auto" and alike and steady and len(images) > 2)
 
 
 def _atoms_stage(
@@ -191,7 +223,8 @@ def _atoms_stage(
         if own is not None:
             table = own.assign(frame=frame_numbers(own, as_frames(images)))
         elif config.find == "grid":
-            table = cut_grid(images, recipe.patches.window_A, config.grid_A).sites
+            grids = [cut_grid(m, recipe.patches.window_A, config.grid_A).sites for m in images]
+            table = concat_sites(grid.assign(frame=i) for i, grid in enumerate(grids))
         else:
             table = find_atoms(
                 images, config.scale_A, config.min_distance_A or None, method=config.find, dark=config.dark
@@ -208,7 +241,11 @@ def _atoms_stage(
                 table = refine_com(images, table, dark=config.dark)
         size_A = float(images[0].pixel_size_A or np.nan)
         if config.bond_A and config.find != "grid":
-            table, rings = label_rings(table, size_A, config.bond_A)
+            # Positions at one scale, should the images have several.
+            zoom = np.array([float(m.pixel_size_A or np.nan) / size_A for m in images])[table["frame"]]
+            moved = table.assign(x_px=table["x_px"] * zoom, y_px=table["y_px"] * zoom)
+            labelled, rings = label_rings(moved, size_A, config.bond_A)
+            table = labelled.assign(x_px=table["x_px"], y_px=table["y_px"])
             rings.to_csv(folder / "rings.csv", index=False)
         if series and recipe.track_A and config.find != "grid":
             table = link_atoms(table, recipe.track_A, size_A)
@@ -219,6 +256,8 @@ def _atoms_stage(
         settings["window_A"] = recipe.patches.window_A
     folder = run.stage("atoms", inputs | settings, work, say)
     table = read_sites(folder / "sites.csv")
+    if "ring_label" in table:  # "0" alone would be read as a number
+        table["ring_label"] = table["ring_label"].astype(str)
     rings = folder / "rings.csv"
     return table, pd.read_csv(rings) if rings.exists() else None
 
@@ -279,8 +318,10 @@ def _known(
     if config.model == "semi_supervised_rvae":
         if "label" not in sites:
             raise UserError(
-                "semi_supervised_rvae needs --sites FILE with a column 'label', empty where unknown."
+                "semi_supervised_rvae needs micrographia explore --sites FILE with a column 'label', empty where unknown."
             )
+        if pd.api.types.is_float_dtype(sites["label"]) and (sites["label"].dropna() % 1 == 0).all():
+            sites = sites.assign(label=sites["label"].astype("Int64"))  # whole numbers with gaps
         known = sites["label"].notna() & (sites["label"].astype(str) != "")
         names = sorted(sites.loc[known, "label"].astype(str).unique())
         if len(names) < 2:
@@ -405,6 +446,9 @@ def _descriptors_stage(
     """Describe the atoms of the most crowded frame by GMM, AE and rVAE; nothing if they are too few."""
     config, patches = recipe.latent, found.patches
     own = np.flatnonzero(patches.sites["frame"].to_numpy() == found.crowded_frame)
+    images = patches.images[own]
+    if images.ndim == 4:  # a kind of atom may be missing from this frame
+        images = images[:, np.ptp(images, axis=(0, 2, 3)) > 0]
     classes = max(config.classes, 2)
     if len(own) < max(10 * classes, config.network.batch):
         return []
@@ -413,13 +457,13 @@ def _descriptors_stage(
 
     def work(folder: Path) -> None:
         for d in compare_descriptors(
-            {window: patches.images[own]}, classes, config.latents, config.range_deg, prior_px, config.network,
+            {window: images}, classes, config.latents, config.range_deg, prior_px, config.network,
             recipe.seed, recipe.device,
         ):  # fmt: skip
             np.savez(folder / f"{d.method}.npz", labels=d.labels, codes=d.codes, means=d.means)
 
     inputs = {
-        "patches": data_fingerprint(patches.images[own]),
+        "patches": data_fingerprint(images),
         "latent": asdict(config),
         "seed": recipe.seed,
     }
@@ -457,7 +501,9 @@ def _with_latents(
         given = _known(patches.sites, recipe.latent)[1]
         spread = model.uncertainty(patches.images, given)
         latents = latents.join(spread.rename(columns={"reconstruction": "std_reconstruction"}))
-    clash = [c for c in latents if c in table]
+    clash = [c for c in (*latents, "cluster", "cluster_probability", "class") if c in table]
+    clash = list(dict.fromkeys(clash))
+    table = table.drop(columns=[f"given_{c}" for c in clash if f"given_{c}" in table])
     table = table.rename(columns={c: f"given_{c}" for c in clash})
     latents.index = table.index[patches.rows]
     table = table.join(latents)

@@ -126,12 +126,15 @@ def _latent_space(
         typical = np.array([np.bincount(found.condition).argmax()])
     told = f", at {given} = {typical[0]:g}" if typical is not None else ""
     if len(latents) > 1:
-        drawn = draw_manifold(model, codes=found.codes, condition=typical)
-        section.figure(
-            "manifold",
-            manifold_figure(drawn.images, drawn.values, drawn.names),
-            f"What the model draws over the plane of {latents[0]} and {latents[1]}, upright{told}",
-        )
+        classes = sum(name.startswith("class") for name in model.get_feature_names_out())
+        for k in range(max(classes, 1)):
+            drawn = draw_manifold(model, codes=found.codes, condition=typical, class_index=k)
+            name, of = (f"manifold-{k}", f", class {k}") if classes else ("manifold", "")
+            section.figure(
+                name,
+                manifold_figure(drawn.images, drawn.values, drawn.names),
+                f"What the model draws over the plane of {latents[0]} and {latents[1]}, upright{told}{of}",
+            )
         colour = "cluster" if "cluster" in sites else None
         section.figure(
             "scatter",
@@ -181,7 +184,10 @@ def _courses(
         )
     if found.rings is not None:
         labelled = sites[~sites["border"].astype(bool)]
-        section.figure("ring-labels", populations_figure(labelled, "ring_label"), "Share of the ring labels")
+        if len(labelled):
+            section.figure(
+                "ring-labels", populations_figure(labelled, "ring_label"), "Share of the ring labels"
+            )
         step = max(1, len(found.rings) // 12)
         section.table(found.rings.iloc[::step], "Rings, holes and labels; all frames are in rings.csv")
 
