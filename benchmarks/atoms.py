@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import sys
-import types
 import warnings
 from functools import partial
 
 import numpy as np
 import torch
-from common import cpu_seconds, publish, table
+from common import cpu_seconds, publish, stand_in_for_torchvision, table
 
 from micrographia.atoms.refine import refine_com, refine_gaussian
 from micrographia.simulate.crystals import build_crystal
@@ -25,18 +23,7 @@ WIDTHS_PX, ANGLE_RAD = (2.6, 2.0), 0.5
 
 
 def import_atomai():
-    """AtomAI imports torchvision for parts that are not used here; empty names do as well."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        for module, names in {
-            "torchvision": (),
-            "torchvision.models": ("mobilenet_v2", "resnet50", "vgg16"),
-            "torchvision.utils": ("make_grid",),
-        }.items():
-            sys.modules[module] = types.ModuleType(module)
-            for name in names:
-                setattr(sys.modules[module], name, None)
+    stand_in_for_torchvision()
     from atomai.utils.coords import peak_refinement
 
     return peak_refinement

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -35,6 +37,25 @@ def clock():
     cpu, wall = time.process_time(), time.perf_counter()
     yield out
     out["cpu"], out["wall"] = time.process_time() - cpu, time.perf_counter() - wall
+
+
+def stand_in_for_torchvision() -> None:
+    """AtomAI imports torchvision for parts that no benchmark uses; where it is missing, empty names do as well."""
+    try:
+        import torchvision  # noqa: F401
+
+        return
+    except ImportError:
+        pass
+    names = {
+        "torchvision": (),
+        "torchvision.models": ("mobilenet_v2", "resnet50", "vgg16"),
+        "torchvision.utils": ("make_grid",),
+    }
+    for module, needed in names.items():
+        sys.modules[module] = types.ModuleType(module)
+        for name in needed:
+            setattr(sys.modules[module], name, None)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

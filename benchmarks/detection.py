@@ -9,14 +9,13 @@ import contextlib
 import io
 import sys
 import tempfile
-import types
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-from common import clock, cpu_seconds, publish, table
+from common import clock, cpu_seconds, publish, stand_in_for_torchvision, table
 
 from micrographia.detect.finder import DefectFinder, DetectConfig
 from micrographia.errors import UserError
@@ -35,18 +34,7 @@ THRESHOLDS = np.arange(0.1, 0.95, 0.05)
 
 
 def import_segmentor():
-    """AtomAI imports torchvision for parts that the Segmentor does not use; empty names do as well."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        for module, names in {
-            "torchvision": (),
-            "torchvision.models": ("mobilenet_v2", "resnet50", "vgg16"),
-            "torchvision.utils": ("make_grid",),
-        }.items():
-            sys.modules[module] = types.ModuleType(module)
-            for name in names:
-                setattr(sys.modules[module], name, None)
+    stand_in_for_torchvision()
     import atomai
 
     return atomai.models.Segmentor

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 from common import clock, publish, table
 from latent import angle_error
-from scipy.optimize import linear_sum_assignment
 
+from micrographia.latent.compare import clustering_accuracy
 from micrographia.latent.model import VaeConfig
 from micrographia.latent.presets import joint_rvae
 from micrographia.simulate.shapes import SUITS, PoseSet, cards
@@ -19,13 +19,6 @@ from micrographia.simulate.shapes import SUITS, PoseSet, cards
 PATCHES, SHIFT_PX = 1000, 2.0
 #: Range of the rotations in degrees, and of the shear.
 SETS = ((120, 0.0), (120, 0.2), (180, 0.0), (180, 0.2))
-
-
-def clustering_accuracy(found: np.ndarray, truth: np.ndarray, k: int) -> float:
-    """Share of patches in the right class under the best pairing of classes."""
-    counts = np.zeros((k, k))
-    np.add.at(counts, (found, truth), 1)
-    return float(counts[linear_sum_assignment(-counts)].sum() / len(truth))
 
 
 def angle_errors(truth: PoseSet, angle_deg: np.ndarray) -> list[str]:
@@ -51,7 +44,7 @@ def main(seeds: int, epochs: int) -> None:
             model = joint_rvae(4, range_deg=range_deg, config=VaeConfig(epochs=epochs), seed=seed)
             with clock() as spent:
                 codes = model.fit(truth.images).transform(truth.images)
-            accuracy = clustering_accuracy(codes[:, -4:].argmax(axis=1), truth.kind, 4)
+            accuracy = clustering_accuracy(codes[:, -4:].argmax(axis=1), truth.kind)
             row = [f"± {range_deg}°", shear, seed, f"{accuracy:.3f}", *angle_errors(truth, codes[:, 0])]
             rows.append([*row, f"{1000 * spent['cpu'] / PATCHES / epochs:.2f}"])
     header = [

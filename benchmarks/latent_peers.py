@@ -12,29 +12,19 @@ import io
 import os
 import sys
 import tempfile
-import types
 from collections.abc import Callable
 from math import radians
 
 import numpy as np
 import torch
+from common import stand_in_for_torchvision
 
 BATCH = 50
 
 
 def present() -> list[str]:
     """Names of the peers that can be imported; says which cannot, and why."""
-    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
-        # Both import names of it that are not used here; its wheels often clash with those of torch.
-        names = {
-            "torchvision": (),
-            "torchvision.models": ("mobilenet_v2", "resnet50", "vgg16"),
-            "torchvision.utils": ("make_grid",),
-        }
-        for module, needed in names.items():
-            sys.modules[module] = types.ModuleType(module)
-            for name in needed:
-                setattr(sys.modules[module], name, None)
+    stand_in_for_torchvision()
     vars(np).setdefault("product", np.prod)  # AtomAI 0.8.1 was written for NumPy 1
     found = []
     for name, module in (("AtomAI", "atomai"), ("pyroVED", "pyroved")):

@@ -22,7 +22,6 @@ from micrographia.atoms.refine import refine_com, refine_gaussian
 from micrographia.atoms.track import link_atoms, transition_matrix
 from micrographia.bonds import label_rings
 from micrographia.errors import UserError
-from micrographia.io import read_folder
 from micrographia.latent import presets
 from micrographia.latent.compare import Description, compare_descriptors, gmm, pca
 from micrographia.latent.ensemble import Ensemble
@@ -33,7 +32,7 @@ from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.explore_recipe import ExploreRecipe, LatentConfig
 from micrographia.workflows.runfolder import RunFolder, file_fingerprint, versions
-from micrographia.workflows.scale import decide_scale
+from micrographia.workflows.scale import decide_scale, read_experiment
 from micrographia.workflows.stages import images_key
 
 Say = Callable[[str], None]
@@ -114,9 +113,7 @@ def explore(
     set_threads()
     device = choose_device(recipe.device)
     own_sites = None if sites is None else read_sites(sites)
-    micrographs, failures = read_folder(images, recipe.pixel_size_A or None)
-    for path, reason in failures:
-        say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
+    micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
     if failures and own_sites is not None and "frame" in own_sites:
         raise UserError(
             f"{len(failures)} images could not be read, so that the column frame of {sites} no longer fits; remove them, "
@@ -144,7 +141,7 @@ def explore(
     say(f"{len(patches)} patches of {patches.size_px} px ({patches.window_A:g} Å){dropped}")
     labels, condition, names = _known(patches.sites, recipe.latent)
     model, codes, history = _model_stage(run, patches, recipe, labels, condition, say)
-    table = _with_latents(table, patches, model, codes, recipe, names)
+    table = _with_latents(table, patches, model, codes, recipe, names, condition)
     transitions = None
     if series and {"track", "cluster"} <= set(table):
         try:
@@ -242,8 +239,7 @@ def _atoms_stage(
         size_A = float(images[0].pixel_size_A or np.nan)
         if config.bond_A and config.find != "grid":
             # Positions at one scale, should the images have several.
-            zoom = np.array([float(m.pixel_size_A or np.nan) / size_A for m in images])[table["frame"]]
-            moved = table.assign(x_px=table["x_px"] * zoom, y_px=table["y_px"] * zoom)
+            moved = _resampled(table, _zooms(images, size_A))
             labelled, rings = label_rings(moved, size_A, config.bond_A)
             table = labelled.assign(x_px=table["x_px"], y_px=table["y_px"])
             rings.to_csv(folder / "rings.csv", index=False)
@@ -269,8 +265,8 @@ def _patches(
     config = recipe.patches
     finest = max(float(m.pixel_size_A or 0) for m in images)
     sampling_A = max(config.window_A / config.size_px, finest)
-    zoom = np.array([float(m.pixel_size_A or np.nan) / sampling_A for m in images])
-    moved = table.assign(x_px=table["x_px"] * zoom[table["frame"]], y_px=table["y_px"] * zoom[table["frame"]])
+    zoom = _zooms(images, sampling_A)
+    moved = _resampled(table, zoom)
     frames: list[Micrograph] | np.ndarray
     if config.of == "positions":
         frames = _drawn(images, moved, zoom, recipe.atoms.scale_A / sampling_A)
@@ -289,6 +285,16 @@ def _patches(
         pixel_size_A=sampling_A if config.of == "positions" else None,
     )
     return replace(cut, sites=table.iloc[cut.rows].reset_index(drop=True))
+
+
+def _zooms(images: Sequence[Micrograph], sampling_A: float) -> np.ndarray:
+    """By what each image's pixel coordinates are multiplied to count in pixels of `sampling_A`."""
+    return np.array([float(m.pixel_size_A or np.nan) / sampling_A for m in images])
+
+
+def _resampled(sites: pd.DataFrame, zoom: np.ndarray) -> pd.DataFrame:
+    own = zoom[sites["frame"]]
+    return sites.assign(x_px=sites["x_px"] * own, y_px=sites["y_px"] * own)
 
 
 def _drawn(images: list[Micrograph], sites: pd.DataFrame, zoom: np.ndarray, sigma_px: float) -> np.ndarray:
@@ -482,6 +488,7 @@ def _with_latents(
     codes: np.ndarray,
     recipe: ExploreRecipe,
     names: list[str],
+    condition: np.ndarray | None,
 ) -> pd.DataFrame:
     """Add the latents, the class or cluster, and an ensemble's spread, to the atoms that have a patch."""
     columns = list(model.get_feature_names_out())
@@ -498,11 +505,9 @@ def _with_latents(
         latents["cluster"] = groups.labels
         latents["cluster_probability"] = groups.probabilities.max(axis=1)
     if isinstance(model, Ensemble):
-        given = _known(patches.sites, recipe.latent)[1]
-        spread = model.uncertainty(patches.images, given)
+        spread = model.uncertainty(patches.images, condition)
         latents = latents.join(spread.rename(columns={"reconstruction": "std_reconstruction"}))
-    clash = [c for c in (*latents, "cluster", "cluster_probability", "class") if c in table]
-    clash = list(dict.fromkeys(clash))
+    clash = {*latents, "cluster", "cluster_probability", "class"} & set(table)
     table = table.drop(columns=[f"given_{c}" for c in clash if f"given_{c}" in table])
     table = table.rename(columns={c: f"given_{c}" for c in clash})
     latents.index = table.index[patches.rows]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
-from micrographia.io import atomic_path, read_folder, write_image, write_marked
+from micrographia.io import atomic_path, write_image, write_marked
 from micrographia.metrics.calibration import expected_calibration_error, reliability_curve
 from micrographia.metrics.distances import compare_sets
 from micrographia.micrograph import Micrograph
@@ -23,7 +23,7 @@ from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.recipe import Recipe
 from micrographia.workflows.report import Report, figure_png
 from micrographia.workflows.runfolder import RunFolder, versions
-from micrographia.workflows.scale import Scaled, decide_scale, matched, scale_table
+from micrographia.workflows.scale import Scaled, decide_scale, matched, read_experiment, scale_table
 from micrographia.workflows.stages import (
     LabelledSet,
     apply_stage,
@@ -90,9 +90,7 @@ def find_defects(
     """
     set_threads()
     device = choose_device(recipe.device)
-    micrographs, failures = read_folder(images, recipe.pixel_size_A or None)
-    for path, reason in failures:
-        say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
+    micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
     scaled = decide_scale(micrographs, recipe)
     run = RunFolder(out, recipe, resume)
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")

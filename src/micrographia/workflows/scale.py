@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from micrographia.errors import UserError
 from micrographia.inspect import LATTICES, Inspection, inspect_image, spot_scale
+from micrographia.io import read_folder
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.scenes import Specimen
 from micrographia.workflows.explore_recipe import ExploreRecipe
@@ -28,6 +30,16 @@ class Scaled:
     image: Micrograph
     inspection: Inspection | None
     why: str
+
+
+def read_experiment(
+    paths: Sequence[Path | str], pixel_size_A: float, say: Callable[[str], None]
+) -> tuple[list[Micrograph], list[tuple[Path, str]]]:
+    """Read the images of a run, telling which files are left out and why; both are returned."""
+    images, failures = read_folder(paths, pixel_size_A or None)
+    for path, reason in failures:
+        say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
+    return images, failures
 
 
 def decide_scale(images: Sequence[Micrograph], recipe: Recipe | ExploreRecipe) -> list[Scaled]:
