@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,41 @@ from micrographia.formats import FOLDER_SUFFIXES, read_signals
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.signals import Signal, calibration_from_json, microscope_from_json, told_json
 
-__all__ = ["atomic_path", "read_folder", "read_images", "read_provenance", "write_image", "write_marked"]
+__all__ = [
+    "StoredImage",
+    "atomic_path",
+    "read_folder",
+    "read_images",
+    "read_provenance",
+    "read_stored",
+    "write_image",
+    "write_marked",
+    "write_stored",
+]
 
 #: Colours of the markers in HyperSpy files, told apart by colour-blind eyes, too.
 MARKER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#56b4e9")
 #: Edges of a pixel that differ by more than this share are told in the metadata.
 _SQUARE_WITHIN = 0.005
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image with the numbers that its file holds: not scaled, not converted, grey or in colours.
+
+    :class:`Micrograph` is what the physics works with; this is for whoever needs the bit depth or colours.
+    """
+
+    data: np.ndarray
+    """``[H, W]``, or ``[H, W, 3]`` in colours, of any dtype."""
+    name: str = "image"
+    """The file's name, with ``#k`` appended where it holds several images."""
+    pixel_size_A: float | None = None
+    """Edge of a square pixel in Å; None when nobody knows."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Plain values from the file or the generator."""
+    history: tuple[str, ...] = ()
+    """What was done to the image, oldest first."""
 
 
 def read_images(path: str | Path, pixel_size_A: float | None = None) -> list[Micrograph]:
@@ -50,14 +80,48 @@ def read_images(path: str | Path, pixel_size_A: float | None = None) -> list[Mic
     UserError
         The file cannot be read, or holds no image; the message names the file and the reason.
     """
+    images = []
+    for stored in read_stored(path):
+        size = stored.pixel_size_A if pixel_size_A is None else pixel_size_A
+        source = "user" if pixel_size_A is not None else "file" if size else "unknown"
+        images.append(Micrograph(stored.data, size, stored.name, source, stored.metadata, stored.history))
+    return images
+
+
+def read_stored(path: str | Path, colours: bool = False) -> list[StoredImage]:
+    """Read every image in one file as it is stored; formats and names as :func:`read_images` has them.
+
+    Parameters
+    ----------
+    path : path
+    colours : bool
+        Read red, green and blue, ``[H, W, 3]``, and refuse grey images; otherwise the reverse. A grey picture
+        that was saved as colours passes for either.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, holds no image, or none of this kind.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file.")
     if path.is_dir() and path.suffix.lower() != ".zspy":
         raise UserError(f"{path}: is a folder, not an image; read_folder reads folders.")
-    try:
+    with _damage_explained(path):
         signals = read_signals(path)
-        images = [image for signal in signals for image in _images(signal, path)]
+        images = [image for signal in signals for image in _images(signal, path, colours)]
+    if not images:
+        reasons = "; ".join(reason for signal in signals if (reason := _why_no_image(signal)))
+        raise UserError(f"{path}: holds no image [H, W] or stack [N, H, W] ({reasons or 'it is empty'}).")
+    several = len(images) > 1
+    return [replace(image, name=f"{path.name}#{k}") if several else image for k, image in enumerate(images)]
+
+
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
@@ -65,14 +129,6 @@ def read_images(path: str | Path, pixel_size_A: float | None = None) -> list[Mic
             f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}); "
             "the file is damaged, incomplete or of another format."
         ) from error
-    if not images:
-        reasons = "; ".join(reason for signal in signals if (reason := _why_no_image(signal)))
-        raise UserError(f"{path}: holds no image [H, W] or stack [N, H, W] ({reasons or 'it is empty'}).")
-    several = len(images) > 1
-    return [
-        _micrograph(image, f"{path.name}#{k}" if several else path.name, pixel_size_A)
-        for k, image in enumerate(images)
-    ]
 
 
 def read_folder(
@@ -146,34 +202,86 @@ def write_image(path: str | Path, micrograph: Micrograph, synthetic: dict[str, A
     if writer is None:
         raise UserError(f"{path}: cannot write '{path.suffix}'; choose {', '.join(writers)}.")
     if synthetic is not None:
-        metadata = {**micrograph.metadata, "micrographia": {**synthetic, "synthetic": True}}
-        micrograph = replace(micrograph, metadata=metadata)
-    description = {
-        "name": micrograph.name,
-        "pixel_size_A": micrograph.pixel_size_A,
-        "pixel_size_source": micrograph.pixel_size_source,
-        "history": micrograph.history,
-        "metadata": micrograph.metadata,
-    }
+        micrograph = replace(micrograph, metadata=_as_synthetic(micrograph.metadata, synthetic))
+    description = _description(micrograph)
     with atomic_path(path) as temporary:
-        writer(temporary, micrograph, json.dumps(description, default=_plain))
+        writer(temporary, micrograph, description)
         if path.suffix.lower() == ".npy":
             with atomic_path(path.with_suffix(".json")) as sidecar:
-                sidecar.write_text(json.dumps(description, default=_plain, indent=1))
+                sidecar.write_text(json.dumps(json.loads(description), indent=1))
+
+
+def write_stored(path: str | Path, image: StoredImage, synthetic: dict[str, Any] | None = None) -> None:
+    """Write the numbers of an image as they are, with its scale, metadata, history and provenance.
+
+    ``.png``: 8 or 16 bit grey, 8 bit colours. ``.tif``: those, 16-bit colours and float32. Unlike
+    :func:`write_image`, which scales a PNG by its own contrast, images written alike stay comparable.
+
+    Parameters
+    ----------
+    path : path
+    image : StoredImage
+        uint8, uint16 or float32.
+    synthetic : dict, optional
+        As in :func:`write_image`.
+
+    Raises
+    ------
+    UserError
+        A suffix or a kind of data that cannot be written, a folder that cannot be written, or a full disk.
+    """
+    path = Path(path)
+    kinds = {".png": ("uint8", "uint16"), **dict.fromkeys((".tif", ".tiff"), ("uint8", "uint16", "float32"))}
+    suffix, dtype, colour = path.suffix.lower(), str(image.data.dtype), image.data.ndim == 3
+    if suffix not in kinds:
+        raise UserError(f"{path}: cannot write '{path.suffix}'; choose {', '.join(kinds)}.")
+    if dtype not in kinds[suffix] or (suffix == ".png" and colour and dtype != "uint8"):
+        what = f"{dtype} in colours" if colour else dtype
+        raise UserError(
+            f"{path}: '{suffix}' cannot hold {what} as it is; choose .tif with uint8, uint16 or float32."
+        )
+    if synthetic is not None:
+        image = replace(image, metadata=_as_synthetic(image.metadata, synthetic))
+    writer = _write_png_as_it_is if suffix == ".png" else _write_tiff
+    with atomic_path(path) as temporary:
+        writer(temporary, image, _description(image))
+
+
+def _as_synthetic(metadata: dict[str, Any], synthetic: dict[str, Any]) -> dict[str, Any]:
+    return {**metadata, "micrographia": {**synthetic, "synthetic": True}}
+
+
+def _description(image: Micrograph | StoredImage) -> str:
+    source = {"pixel_size_source": image.pixel_size_source} if isinstance(image, Micrograph) else {}
+    told = {
+        "name": image.name,
+        "pixel_size_A": image.pixel_size_A,
+        **source,
+        "history": image.history,
+        "metadata": image.metadata,
+    }
+    return json.dumps(told, default=_plain)
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
     """How a generated image was made, as :func:`write_image` noted it; None for any other image."""
-    return read_images(path)[0].metadata.get("micrographia")
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file.")
+    with _damage_explained(path):
+        descriptions = [signal.description or _sidecar(path) for signal in read_signals(path)]
+    for description in descriptions:
+        metadata = description.get("metadata")
+        if isinstance(metadata, dict) and "micrographia" in metadata:
+            return metadata["micrographia"]
+    return None
 
 
 # ---------------------------------------------------------------- from signals to images
 
-_Image = tuple[np.ndarray, float | None, dict[str, Any], tuple[str, ...]]
 
-
-def _images(signal: Signal, path: Path) -> Iterator[_Image]:
-    """Every frame of a signal as (data ``[H, W]``, pixel size in Å, metadata, history)."""
+def _images(signal: Signal, path: Path, colours: bool) -> Iterator[StoredImage]:
+    """Every frame of a signal, named after the file."""
     if _why_no_image(signal):
         return
     data = signal.data
@@ -194,7 +302,11 @@ def _images(signal: Signal, path: Path) -> Iterator[_Image]:
     frames = [data] if data.ndim == (3 if signal.colour else 2) else data
     for k in range(len(frames)):
         frame = np.asarray(frames[k])
-        yield (_grey(frame, path) if signal.colour else frame), size, dict(metadata), history
+        if colours:
+            frame = _colours(frame, path)
+        elif signal.colour:
+            frame = _grey(frame, path)
+        yield StoredImage(frame, path.name, size, dict(metadata), history)
 
 
 def _why_no_image(signal: Signal) -> str:
@@ -228,11 +340,11 @@ def _grey(colours: np.ndarray, path: Path) -> np.ndarray:
     return colours[..., 0]
 
 
-def _micrograph(image: _Image, name: str, user_size_A: float | None) -> Micrograph:
-    data, size, metadata, history = image
-    if user_size_A is not None:
-        return Micrograph(data, user_size_A, name, "user", metadata, history)
-    return Micrograph(data, size, name, "file" if size else "unknown", metadata, history)
+def _colours(frame: np.ndarray, path: Path) -> np.ndarray:
+    """Red, green and blue of ``[H, W, 3 or 4]``; a fourth channel is transparency."""
+    if frame.ndim != 3:
+        raise UserError(f"{path}: is grey, not in colours; read it with one channel.")
+    return frame[..., :3]
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
@@ -269,29 +381,44 @@ def _pixel_sizes(table: Path, changed: int) -> dict[str, float]:
 # ---------------------------------------------------------------- writing
 
 
-def _write_tiff(path: Path, micrograph: Micrograph, description: str) -> None:
+def _write_tiff(path: Path, image: Micrograph | StoredImage, description: str) -> None:
     import tifffile
 
+    size_A = image.pixel_size_A
+    if image.data.ndim == 3:  # ImageJ's own TIFF has no 16-bit colours
+        tifffile.imwrite(
+            path,
+            image.data,
+            photometric="rgb",
+            resolution=(1e8 / size_A,) * 2 if size_A else None,
+            resolutionunit="CENTIMETER" if size_A else None,
+            metadata={"micrographia": description},
+        )
+        return
     told: dict[str, Any] = {"Info": description}
     resolution = None
-    if micrograph.pixel_size_A is not None:
+    if size_A is not None:
         told["unit"] = "nm"
-        resolution = (10 / micrograph.pixel_size_A,) * 2
-    tifffile.imwrite(path, micrograph.data, imagej=True, resolution=resolution, metadata=told)
+        resolution = (10 / size_A,) * 2
+    tifffile.imwrite(path, image.data, imagej=True, resolution=resolution, metadata=told)
 
 
 def _write_png(path: Path, micrograph: Micrograph, description: str) -> None:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
     try:
         scaled = robust_scale(micrograph.data)[0]
     except UserError as error:
         raise UserError(f"{micrograph.name}: cannot be shown as PNG. {error}") from error
+    grey = np.clip(np.round((scaled + 1) * 127.5), 0, 255).astype(np.uint8)
+    _write_png_as_it_is(path, StoredImage(grey), description)
+
+
+def _write_png_as_it_is(path: Path, image: StoredImage, description: str) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
     notes = PngInfo()
     notes.add_text("micrographia", description)
-    grey = np.clip(np.round((scaled + 1) * 127.5), 0, 255).astype(np.uint8)
-    Image.fromarray(grey).save(path, pnginfo=notes)
+    Image.fromarray(image.data).save(path, pnginfo=notes)
 
 
 def _write_npy(path: Path, micrograph: Micrograph, description: str) -> None:

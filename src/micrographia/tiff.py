@@ -20,6 +20,7 @@ def read_tiff(path: Path) -> list[Signal]:
         page = tif.pages.first
         size, metadata = _calibration(tif)
         description = told_json((tif.imagej_metadata or {}).get("Info"))
+        description = description or told_json(told_json(page.description).get("micrographia"))
         if size == (None, None) and not (tif.is_imagej or tif.is_ome or tif.is_shaped):
             size = _vendor_calibration(path)
         if not _grey_map(getattr(page, "colormap", None)):
