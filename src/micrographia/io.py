@@ -18,6 +18,7 @@ from micrographia.files import atomic_path, find_files, unique_names
 from micrographia.formats import FOLDER_SUFFIXES, read_signals
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.signals import Signal, calibration_from_json, microscope_from_json, told_json
+from micrographia.video import VIDEO_SUFFIXES, read_video_provenance
 
 __all__ = [
     "StoredImage",
@@ -264,10 +265,13 @@ def _description(image: Micrograph | StoredImage) -> str:
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """How a generated image was made, as :func:`write_image` noted it; None for any other image."""
+    """How a generated image or movie was made, as it was noted on writing; None for any other."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file.")
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        with _damage_explained(path):
+            return read_video_provenance(path)
     with _damage_explained(path):
         descriptions = [signal.description or _sidecar(path) for signal in read_signals(path)]
     for description in descriptions:
