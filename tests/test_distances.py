@@ -8,6 +8,7 @@ from scipy import linalg, ndimage
 from micrographia.errors import UserError
 from micrographia.metrics.distances import (
     compare_sets,
+    density_coverage,
     frechet_distance,
     histogram_kl,
     kernel_distance,
@@ -95,6 +96,42 @@ def test_precision_and_recall_tell_mode_loss_from_bad_samples():
         precision_recall(real[:3], one_mode)
 
 
+def test_density_and_coverage_by_hand():
+    # On a line: real samples at 0, 1, 3, 7 with k = 1 have radii 1, 1, 2, 4.
+    real, other = np.array([[0.0], [1.0], [3.0], [7.0]]), np.array([[0.5], [2.5], [20.0]])
+    # 0.5 lies in the balls of 0 and 1; 2.5 in those of 3 (1 to 5) only, as 7 begins at 3; 20 in none.
+    density, coverage = density_coverage(real, other, k=1)
+    assert density == pytest.approx((2 + 1 + 0) / 3)
+    assert coverage == pytest.approx(3 / 4)
+    # With k = 2 the radii are 3, 2, 3, 6: 0.5 in 0, 1, 3; 2.5 in 0, 1, 3, 7 (from 1); 20 in none.
+    density, coverage = density_coverage(real, other, k=2)
+    assert density == pytest.approx((3 + 4 + 0) / (2 * 3))
+    assert coverage == 1
+    with pytest.raises(UserError, match="more than 4 real"):
+        density_coverage(real, other, k=4)
+
+
+def test_density_and_coverage_of_equal_sets_have_their_expectation():
+    rng = np.random.default_rng(0)
+    values = np.mean([density_coverage(*rng.normal(size=(2, 60, 4))) for _ in range(100)], axis=0)
+    none = np.prod([(60 - j) / (120 - j) for j in range(1, 6)])  # the 5 nearest of a sample are all real
+    assert values == pytest.approx([1, 1 - none], abs=0.03)
+
+
+def test_one_outlier_inflates_precision_but_not_density():
+    rng = np.random.default_rng(0)
+    real, bad = rng.normal(size=(2, 200, 2))
+    bad += [30, 0]
+    outlier = np.concatenate([real, [[60.0, 0]]])
+    assert precision_recall(real, bad)[0] == 0
+    assert precision_recall(outlier, bad)[0] == 1  # all lie in the outlier's huge ball
+    assert density_coverage(outlier, bad)[0] == pytest.approx(1 / 5)
+    assert density_coverage(outlier, bad)[1] < 0.01
+    # Coverage of one mode of two is a half.
+    modes = np.concatenate([real, real + 100])
+    assert density_coverage(modes, rng.normal(size=(400, 2)))[1] == pytest.approx(0.5, abs=0.05)
+
+
 def test_histogram_kl():
     rng = np.random.default_rng(0)
     real = rng.normal(size=(8, 64, 64))
@@ -127,6 +164,9 @@ def test_compare_sets_tells_the_different_from_the_equal():
     assert (equal["n_real"], equal["n_other"]) == (60, 60)
     for name in ("fid", "kid", "spectrum_distance"):  # not the histogram: blurred noise is Gaussian, too
         assert different[name] > different[f"{name}_floor"]
+    for name in ("density", "coverage"):
+        assert different[name] < 0.5 * different[f"{name}_floor"]
+        assert equal[name] > 0.8 * equal[f"{name}_floor"]
     assert equal["kid_interval"][0] < 0 < equal["kid_interval"][1]
     assert different["kid_interval"][0] > 0
     assert different["fid_interval"][0] <= different["fid"] <= different["fid_interval"][1]
@@ -142,6 +182,12 @@ def test_compare_sets_warns_when_features_outnumber_images():
     assert result["extractor"] == "tiny"
     assert any("singular" in w for w in result["warnings"])
     assert np.isnan(result["fid_interval"]).all()
+
+
+def test_smallest_sets_are_compared():
+    images = np.random.default_rng(0).normal(size=(2, 8, 32, 32))
+    result = compare_sets(*images, 0.2, n_bootstrap=0)
+    assert all(np.isfinite([result[name], result[f"{name}_floor"]]).all() for name in ("recall", "coverage"))
 
 
 def test_standardise_leaves_constant_features_alone():

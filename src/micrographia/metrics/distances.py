@@ -22,6 +22,9 @@ from micrographia.metrics.features import (
 )
 from micrographia.micrograph import robust_scale
 
+#: Of `compare_sets`, what neighbours among the features tell: the larger the better.
+NEIGHBOUR_MEASURES = ("precision", "recall", "density", "coverage")
+
 
 def _features(a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, float), np.asarray(b, float)
@@ -127,17 +130,53 @@ def precision_recall(real: np.ndarray, other: np.ndarray, k: int = 3) -> tuple[f
     real, other = _features(real, other)
     if min(len(real), len(other)) <= k:
         raise UserError(f"Precision and recall with k = {k} need more than {k} images in each set.")
+    return _precision_recall(cdist(real, real), cdist(other, other), cdist(other, real), k)
 
-    def inside(points: np.ndarray, manifold: np.ndarray) -> float:
-        # The nearest of all is the point itself, hence index k.
-        radius = np.partition(cdist(manifold, manifold), k, axis=1)[:, k]
-        hits = [
-            (cdist(part, manifold) <= radius).any(1)
-            for part in np.array_split(points, -(-len(points) // 1000))
-        ]
-        return float(np.concatenate(hits).mean())
 
-    return inside(other, real), inside(real, other)
+def density_coverage(real: np.ndarray, other: np.ndarray, k: int = 5) -> tuple[float, float]:
+    """Density and coverage (Naeem et al. 2020), which outliers of the real set do not inflate.
+
+    With r_i the distance of the real sample X_i to its `k`-th nearest neighbour among the N real ones, and the
+    M other samples Y_j:
+
+    - density ``= sum_j sum_i [|Y_j - X_i| <= r_i] / (k M)``: in how many real balls a sample lies, over k. It
+      may exceed 1; sets of one distribution have 1 on average.
+    - coverage ``= sum_i [min_j |Y_j - X_i| <= r_i] / N``: the share of real samples with another in their ball.
+      Sets of one distribution have ``1 - (N - 1) ... (N - k) / ((M + N - 1) ... (M + N - k))``, about
+      ``1 - 2^-k`` for M = N.
+
+    Returns
+    -------
+    density, coverage : float
+    """
+    real, other = _features(real, other)
+    if len(real) <= k:
+        raise UserError(f"Density and coverage with k = {k} need more than {k} real images, got {len(real)}.")
+    return _density_coverage(cdist(real, real), cdist(other, real), k)
+
+
+def _radii(within: np.ndarray, k: int) -> np.ndarray:
+    # The nearest of all is the point itself, hence index k.
+    return np.partition(within, k, axis=1)[:, k]
+
+
+def _precision_recall(
+    real: np.ndarray, other: np.ndarray, across: np.ndarray, k: int = 3
+) -> tuple[float, float]:
+    """From the distances within both sets and of other (rows) to real samples (columns)."""
+    precision = (across <= _radii(real, k)).any(1).mean()
+    recall = (across <= _radii(other, k)[:, None]).any(0).mean()
+    return float(precision), float(recall)
+
+
+def _density_coverage(real: np.ndarray, across: np.ndarray, k: int = 5) -> tuple[float, float]:
+    inside = across <= _radii(real, k)
+    return float(inside.sum(1).mean() / k), float(inside.any(0).mean())
+
+
+def _neighbours(real: np.ndarray, other: np.ndarray, across: np.ndarray, k: int) -> tuple[float, ...]:
+    """`NEIGHBOUR_MEASURES`, of distances that are taken once; `k` is of density and coverage."""
+    return *_precision_recall(real, other, across), *_density_coverage(real, across, k)
 
 
 def scale_each(images: np.ndarray) -> np.ndarray:
@@ -244,8 +283,9 @@ def compare_sets(
     Returns
     -------
     dict
-        extractor, n_real, n_other, n_features, window; fid, kid, precision, recall, histogram_kl,
-        spectrum_distance; ``NAME_floor`` of each distance (and precision, recall between halves);
+        extractor, n_real, n_other, n_features, window; fid, kid, precision, recall, density, coverage,
+        histogram_kl, spectrum_distance; ``NAME_floor`` of each (precision, recall, density and coverage
+        between halves are what equal sets of half the size have: the ceiling, not the floor);
         fid_interval, kid_interval (95 %); warnings (list of str).
 
     Notes
@@ -277,7 +317,9 @@ def compare_sets(
         "histogram_kl": _kl(histograms[0], histograms[1]),
         "spectrum_distance": _spectrum_distance(*spectra),
     }
-    result["precision"], result["recall"] = precision_recall(a, b)
+    within = cdist(a, a)
+    k = min(5, len(a) // 2 - 1)  # the same for the sets and for the halves of small ones
+    result |= zip(NEIGHBOUR_MEASURES, _neighbours(within, cdist(b, b), cdist(b, a), k), strict=True)
 
     rng = np.random.default_rng(seed)
     floors = []
@@ -290,10 +332,10 @@ def compare_sets(
                 kernel_distance(a[one], a[two], subsets=10, seed=seed)[0],
                 _kl(histograms[0][one], histograms[0][two]),
                 _spectrum_distance(spectra[0][one], spectra[0][two]),
-                *precision_recall(a[one], a[two]),
+                *_neighbours(*(within[np.ix_(*rows)] for rows in ((one, one), (two, two), (two, one))), k),
             )
         )
-    names = ("fid", "kid", "histogram_kl", "spectrum_distance", "precision", "recall")
+    names = ("fid", "kid", "histogram_kl", "spectrum_distance", *NEIGHBOUR_MEASURES)
     result |= {f"{name}_floor": float(v) for name, v in zip(names, np.mean(floors, axis=0), strict=True)}
     result |= _intervals(a, b, result["fid"], result["kid"], n_bootstrap, rng)
     result["warnings"] = _warnings(len(a), len(b), a.shape[1])
