@@ -119,13 +119,13 @@ def fit_gaussian_gan(
         Adam's first momentum. The lecture leaves it at PyTorch's 0.9, with which this game overshoots; 0.5 is
         what DCGAN's authors recommend for GANs. Median (and largest) errors of 16 seeds:
 
-        ====================  ============  ============
-        \                     mean          covariance
-        ====================  ============  ============
+        ====================  ============  ==============
+        errors of             the mean      the covariance
+        ====================  ============  ==============
         ``beta1=0.9``         0.17 (0.54)   8 % (33 %)
         ``beta1=0.5``         0.07 (0.20)   5 % (17 %)
         the 1000 points       0.08 (0.16)   2 % (12 %)
-        ====================  ============  ============
+        ====================  ============  ==============
 
         The mean is found as well as the points have it. A running mean of the weights mends nothing at 0.9
         (48 seeds: median 0.18 over the last 500 steps, 0.19 without): the errors drift, they do not oscillate.
