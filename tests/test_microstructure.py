@@ -13,7 +13,7 @@ from micrographia.errors import UserError
 from micrographia.io import read_images
 from micrographia.metrics.microstructure import (
     chord_lengths,
-    compare_masks,
+    compare_micrographs,
     compare_microstructures,
     lineal_path,
     particle_sizes,
@@ -182,28 +182,28 @@ def test_threshold_parts_two_grey_levels():
 
 def test_comparison_tells_the_different_from_the_equal():
     real = blobs(150)
-    equal = compare_masks(real, blobs(150, seed=1))
-    finer = compare_masks(real, blobs(150, sigma=(1.5, 1.5), seed=1))
+    equal = compare_microstructures(real, blobs(150, seed=1))
+    finer = compare_microstructures(real, blobs(150, sigma=(1.5, 1.5), seed=1))
     table = equal.table().set_index("measure")
     assert (table["value"] < 2.5 * table["floor"]).all()
     for name in ("two_point_rms", "two_point_x_rms", "lineal_path_rms", "chord_length_distance_px"):
         assert finer.numbers()[name] > 3 * finer.numbers()[f"{name}_floor"]
-    more = compare_masks(real, blobs(150, p=0.5, seed=1))
+    more = compare_microstructures(real, blobs(150, p=0.5, seed=1))
     assert more.fraction_error == pytest.approx(0.1, abs=0.02)
     assert more.real_fraction_interval[0] < 0.4 < more.real_fraction_interval[1]
     assert more.generated_fraction_interval[0] < 0.5 < more.generated_fraction_interval[1]
-    assert compare_masks(real, blobs(150, seed=1)).numbers() == equal.numbers()  # seeded
+    assert compare_microstructures(real, blobs(150, seed=1)).numbers() == equal.numbers()  # seeded
 
 
 def test_comparison_sees_anisotropy_and_lost_variety():
     real = blobs(100)
-    stretched = compare_masks(real, blobs(100, sigma=(6.0, 1.5), seed=1)).numbers()
+    stretched = compare_microstructures(real, blobs(100, sigma=(6.0, 1.5), seed=1)).numbers()
     for name in ("two_point_x_rms", "two_point_y_rms", "lineal_path_y_rms", "chord_length_x_distance_px"):
         assert stretched[name] > 3 * stretched[f"{name}_floor"]
     # The mean image copied: no error of the mean fraction, but the distribution collapses.
     fraction = phase_fraction(real)
     typical = real[np.argsort(np.abs(fraction - fraction.mean()))[0]]
-    collapsed = compare_masks(real, np.repeat(typical[None], 100, axis=0)).numbers()
+    collapsed = compare_microstructures(real, np.repeat(typical[None], 100, axis=0)).numbers()
     assert collapsed["phase_fraction_error"] < 0.01
     assert collapsed["phase_fraction_distance"] > 3 * collapsed["phase_fraction_distance_floor"]
 
@@ -211,7 +211,7 @@ def test_comparison_sees_anisotropy_and_lost_variety():
 def test_bands_cover_the_population():
     masks = blobs(400, size=32, sigma=(2.0, 2.0))
     truth = two_point_correlation(masks).all.mean(0)
-    part = compare_masks(masks[:60], masks[60:120]).measures["two_point"]
+    part = compare_microstructures(masks[:60], masks[60:120]).measures["two_point"]
     for band in (part.real, part.generated):
         assert (band.low <= band.value).all()
         assert (band.value <= band.high).all()
@@ -221,13 +221,15 @@ def test_bands_cover_the_population():
 
 def test_measures_that_are_not_defined_are_left_out():
     all_bright = np.ones((10, 32, 32), bool)
-    result = compare_masks(blobs(20, size=32), all_bright)
+    result = compare_microstructures(blobs(20, size=32), all_bright)
     numbers = result.numbers()
     assert "particle_diameter_distance_px" not in numbers
     assert numbers["two_point_rms"] > 0.3
     assert np.isnan(result.measures["chord_length"].difference)
     json.loads(json.dumps(numbers, allow_nan=False))
-    assert np.isnan(compare_masks(blobs(20), blobs(20), n_bootstrap=0).measures["two_point"].real.low).all()
+    assert np.isnan(
+        compare_microstructures(blobs(20), blobs(20), n_bootstrap=0).measures["two_point"].real.low
+    ).all()
 
 
 def test_images_are_cut_at_the_threshold_of_the_real_ones():
@@ -235,9 +237,9 @@ def test_images_are_cut_at_the_threshold_of_the_real_ones():
     masks = blobs(40)
     real = masks + 0.2 * rng.normal(size=masks.shape)
     darker = real - 0.5  # a generator that misses the brightness misses the population
-    assert compare_microstructures(real, real, n_bootstrap=0).fraction_error == 0
-    assert compare_microstructures(real, darker, n_bootstrap=0).fraction_error > 0.15
-    assert compare_microstructures(real, darker, per_image=True, n_bootstrap=0).fraction_error < 1e-3
+    assert compare_micrographs(real, real, n_bootstrap=0).fraction_error == 0
+    assert compare_micrographs(real, darker, n_bootstrap=0).fraction_error > 0.15
+    assert compare_micrographs(real, darker, per_image=True, n_bootstrap=0).fraction_error < 1e-3
 
 
 def test_bad_input():
@@ -265,9 +267,9 @@ def test_bad_input():
     with pytest.raises(UserError, match="longest length"):
         chord_lengths(images > 0, 15)
     with pytest.raises(UserError, match="at least 8 images"):
-        compare_masks(images[:5] > 0, images > 0)
+        compare_microstructures(images[:5] > 0, images > 0)
     with pytest.raises(UserError, match="pixel size"):
-        compare_masks(images > 0, images > 0, pixel_size_A=-1)
+        compare_microstructures(images > 0, images > 0, pixel_size_A=-1)
 
 
 @pytest.mark.shared_data

@@ -332,7 +332,7 @@ def compare_sets(
                 kernel_distance(a[one], a[two], subsets=10, seed=seed)[0],
                 _kl(histograms[0][one], histograms[0][two]),
                 _spectrum_distance(spectra[0][one], spectra[0][two]),
-                *_neighbours(*(within[np.ix_(*rows)] for rows in ((one, one), (two, two), (two, one))), k),
+                *_neighbours(within[np.ix_(one, one)], within[np.ix_(two, two)], within[np.ix_(two, one)], k),
             )
         )
     names = ("fid", "kid", "histogram_kl", "spectrum_distance", *NEIGHBOUR_MEASURES)

@@ -1,7 +1,7 @@
 """What a materials scientist checks on two-phase micrographs: fractions, correlations, chords and particles.
 
 Images are cut into a bright and a dark phase (`phase_threshold`, `phase_masks`); everything else is measured on
-the masks, per image, so that sets are compared by resampling images (`compare_masks`). The measures are
+the masks, per image, so that sets are compared by resampling images (`compare_microstructures`). The measures are
 those of S. Torquato, *Random Heterogeneous Materials* (Springer 2002), chapter 2. None of them assumes that an
 image is periodic. All describe the bright phase; for the dark one give ``~masks``.
 """
@@ -406,7 +406,7 @@ def _ending(name: str) -> str:
     return "distance" if name == "phase_fraction" else "distance_px"
 
 
-def compare_microstructures(
+def compare_micrographs(
     real: np.ndarray,
     generated: np.ndarray,
     per_image: bool = False,
@@ -417,7 +417,7 @@ def compare_microstructures(
     n_bootstrap: int = 200,
     seed: int = 0,
 ) -> MicrostructureComparison:
-    """Compare real and generated images of two phases: `phase_masks`, then `compare_masks`.
+    """Compare real and generated images of two phases: `phase_masks`, then `compare_microstructures`.
 
     Parameters
     ----------
@@ -432,10 +432,10 @@ def compare_microstructures(
     real, generated = check_images(real, SMALLEST_PX), check_images(generated, SMALLEST_PX)
     threshold = None if per_image else phase_threshold(real, smoothing_px)
     real, generated = (phase_masks(x, threshold, smoothing_px) for x in (real, generated))
-    return compare_masks(real, generated, pixel_size_A, max_px, smallest_px, n_bootstrap, seed)
+    return compare_microstructures(real, generated, pixel_size_A, max_px, smallest_px, n_bootstrap, seed)
 
 
-def compare_masks(
+def compare_microstructures(
     real: np.ndarray,
     generated: np.ndarray,
     pixel_size_A: float | None = None,
