@@ -23,7 +23,7 @@ from micrographia.metrics.features import check_images
 #: Smallest edge of an image: below, there are no lags to speak of.
 SMALLEST_PX = 8
 #: Classes of the distribution of the phase fraction over images.
-FRACTION_CLASSES = 20
+FRACTION_CLASSES = 12
 #: Pixels that are worked on at a time.
 _PIXELS_AT_ONCE = 2**22
 

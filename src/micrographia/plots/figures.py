@@ -19,6 +19,7 @@ from micrographia.plots.curves import (
 from micrographia.plots.latent import latent_scatter, manifold_figure, reconstruction_sheet, traversal_figure
 from micrographia.plots.maps import movie_sheet, site_map
 from micrographia.plots.matrices import confusion_figure, transition_figure
+from micrographia.plots.microstructure import microstructure_figure, neighbours_figure
 from micrographia.plots.pictures import comparison_sheet, detections_figure
 
 __all__ = [
@@ -31,7 +32,9 @@ __all__ = [
     "latent_scatter",
     "loss_figure",
     "manifold_figure",
+    "microstructure_figure",
     "movie_sheet",
+    "neighbours_figure",
     "populations_figure",
     "precision_recall_figure",
     "radial_spectrum_figure",
