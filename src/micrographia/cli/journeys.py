@@ -1,4 +1,4 @@
-"""Whole journeys: recipe, run, find, explore, demo."""
+"""Whole journeys: recipe, run, find, explore, demo (synthesize has a room of its own)."""
 
 from __future__ import annotations
 
@@ -73,11 +73,12 @@ def add_commands(group: Any) -> None:
     _add_find_options(explore, None)
 
     run = add_command(
-        group, "run", "Run what a recipe says: find or explore",
+        group, "run", "Run what a recipe says: find, explore or synthesize",
         """micrographia run wse2 --images scans/ --out my-run
         micrographia run my-recipe.toml --images a.dm4 b.dm4 --out my-run --resume
         micrographia run single-atoms --images *.png --out re --set element=Re --pixel-size 0.2
-        micrographia run explore-graphene --images movie.tif --out movie""",
+        micrographia run explore-graphene --images movie.tif --out movie
+        micrographia run stylegan2-ada --images micrographs/ --out model""",
         run_recipe,
     )  # fmt: skip
     run.add_argument("recipe", metavar="RECIPE", help="built-in recipe or TOML file")
@@ -119,13 +120,16 @@ def _add_find_options(parser: argparse.ArgumentParser, default: str | None) -> N
 
 def run_recipe(arguments: argparse.Namespace) -> None:
     """`micrographia run`."""
-    from micrographia.workflows.recipe import Recipe, load_recipe
+    from micrographia.cli.synthesize import fit_recipe
+    from micrographia.workflows.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, [*arguments.changes, *_changes(arguments)])
-    if isinstance(recipe, Recipe):
+    if recipe.journey == "find":
         _find(recipe, arguments)
-    else:
+    elif recipe.journey == "explore":
         _explore(recipe, arguments, None)
+    else:
+        fit_recipe(recipe, arguments)
 
 
 def run_find(arguments: argparse.Namespace) -> None:
@@ -207,8 +211,10 @@ def print_recipe(arguments: argparse.Namespace) -> None:
             recipe = built_in(name)
             if recipe.journey == "find":
                 told = f"find in {recipe.specimen.material}: {', '.join(recipe.specimen.defects)}"
-            else:
+            elif recipe.journey == "explore":
                 told = f"explore {recipe.material or 'any atoms'}: {recipe.latent.model}"
+            else:
+                told = f"synthesize: {recipe.gan.network}, {recipe.gan.loss} loss, {recipe.gan.resolution} px"
             print(f"{name:17} {told}")
     else:
         print(to_toml(load_recipe(arguments.name, arguments.changes)), end="")

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from micrographia.cli import completion, journeys, looking, steps
+from micrographia.cli import completion, journeys, looking, steps, synthesize
 from micrographia.cli.parser import Parser, command_group
 from micrographia.errors import UserError
 
@@ -36,6 +36,7 @@ Every command explains itself: micrographia COMMAND --help""",
     journeys.add_commands(commands)
     looking.add_commands(commands)
     steps.add_commands(commands)
+    synthesize.add_commands(commands)
     completion.add_commands(commands)
     return parser
 

@@ -50,8 +50,9 @@ class AugmentConfig:
     """Mirror, quarter turns, shifts by whole pixels: exact copies of pixels."""
     geom: bool = True
     """Scale, turn, stretch, shift by fractions of a pixel: one smooth resampling."""
-    color: bool = True
-    """Brightness, contrast, inversion; with three channels hue and saturation."""
+    color: bool = False
+    """Brightness, contrast, inversion; with three channels hue and saturation. Off, because the brightness of a
+    micrograph says what is there. [true]"""
     filter: bool = False
     """Amplify or damp octaves of spatial frequency."""
     noise: bool = False
@@ -61,8 +62,8 @@ class AugmentConfig:
     target: float = 0.6
     """Mean sign of the critic's answers to real images above which p rises, and below which it falls; 0 = p stays
     where it is. [0.6]"""
-    adapt_images: float = 500_000.0
-    """Images in which p can rise from 0 to 1. [500000]"""
+    adapt_images: float = 50_000.0
+    """Images in which p can rise from 0 to 1; few, because trainings of small networks are short. [500000]"""
     p: float = 0.0
     """Probability of each transformation to begin with. [0]"""
 
@@ -143,8 +144,12 @@ def draw_transforms(
 
 
 def apply_transforms(images: Tensor, transforms: Transforms) -> Tensor:
-    """Transform images ``[n, C, H, W]``; those for which nothing was drawn come back bit for bit."""
+    """Transform images ``[n, C, H, W]``; those for which nothing was drawn come back bit for bit.
+
+    Images of half precision come back in float32: positions need it.
+    """
     with torch.autocast(images.device.type, enabled=False):
+        images = images.float() if images.dtype.itemsize < 4 else images
         images = _move(images, transforms.blit, transforms.geom)
         if transforms.color is not None:
             images = recolour(images, transforms.color)

@@ -119,6 +119,10 @@ class TrainingDiverged(UserError):
     """A loss or a weight became NaN or infinite."""
 
 
+class OutOfMemory(UserError):
+    """A training step did not fit into memory."""
+
+
 def train(
     model: Trainable,
     batches: Callable[[int], Any],
@@ -201,7 +205,7 @@ def train(
                 stopped = "interrupted"
                 break
             _seed(generator, device, config.seed, course.step, rank)
-            with _out_of_memory_explained(course.step), precision:
+            with out_of_memory_explained(course.step), precision:
                 values = model.training_step(to_device(batches(course.step), device), course.step, generator)
             for scheduler in getattr(model, "schedulers", {}).values():
                 scheduler.step()
@@ -317,13 +321,14 @@ def _diverged(what: str, folder: Path) -> TrainingDiverged:
 
 
 @contextmanager
-def _out_of_memory_explained(step: int) -> Iterator[None]:
+def out_of_memory_explained(step: int) -> Iterator[None]:
+    """Raise `OutOfMemory` in place of whatever the device's allocator raises in a training step."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; so is the CPU's
         known = (MemoryError, torch.OutOfMemoryError)
         if isinstance(error, known) or "can't allocate memory" in str(error):
-            raise UserError(
+            raise OutOfMemory(
                 f"Out of memory in step {step + 1}: use a smaller batch or patch, or accumulate gradients "
                 "over several parts of the batch."
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -133,7 +132,7 @@ def explore(
 
     key = images_key(scaled)
     given = "" if sites is None else file_fingerprint(Path(sites))
-    _same_inputs(run, {"images": key, "sites": given})
+    run.require_inputs({"images": key, "sites": given})
     table, rings = _atoms_stage(run, scaled, own_sites, recipe, series, {"images": key, "sites": given}, say)
     patches = _patches(scaled, table, recipe, series)
     dropped = f", {patches.dropped} too near the edge" if patches.dropped else ""
@@ -178,16 +177,6 @@ def explore(
     write_explore_report(run, found, recipe)
     say(f"{len(table)} atoms; open {run.path / 'report.html'}")
     return found
-
-
-def _same_inputs(run: RunFolder, inputs: dict[str, str]) -> None:
-    """Refuse a folder that was run on other images or sites: its results would be overwritten."""
-    path = run.path / "inputs.json"
-    if path.exists() and json.loads(path.read_text("utf-8")) != inputs:
-        raise UserError(
-            f"{run.path} holds a run on other images, or with other --sites; choose another --out."
-        )
-    run.write_json("inputs.json", inputs)
 
 
 def _is_series(images: Sequence[Micrograph], recipe: ExploreRecipe) -> bool:

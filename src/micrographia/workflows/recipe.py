@@ -27,6 +27,7 @@ from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.translate.cyclegan import TranslateConfig
 from micrographia.workflows.explore_recipe import ExploreRecipe
+from micrographia.workflows.synthesize_recipe import SynthesizeRecipe
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,25 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "patches": {"of": "positions", "window_A": 10.0, "size_px": 20},
         "latent": {"symmetry": 6, "range_deg": 30.0, "steps": 550},
     },
+    "stylegan2-ada": {"journey": "synthesize"},
+    "r3gan": {"journey": "synthesize", "gan": {"loss": "relativistic", "r1_every": 1, "path_length": 0.0}},
+    # As it is taught: Radford's layout and optimiser, nothing of what came later.
+    "dcgan": {
+        "journey": "synthesize",
+        "gan": {
+            "network": "dcgan",
+            "latent": 100,
+            "width": 64,
+            "learning_rate": 2e-4,
+            "beta1": 0.5,
+            "r1": 0.0,
+            "average_images": 0.0,
+            "augment": {"target": 0.0},
+        },
+    },
 }
 #: What a recipe's key `journey` stands for.
-JOURNEYS: dict[str, type] = {"find": Recipe, "explore": ExploreRecipe}
+JOURNEYS: dict[str, type] = {"find": Recipe, "explore": ExploreRecipe, "synthesize": SynthesizeRecipe}
 
 
 def built_in(name: str) -> Any:
@@ -181,7 +198,7 @@ def _of_journey(values: dict[str, Any]) -> Any:
 def load_recipe(name_or_path: str | Path, changes: list[str] | tuple[str, ...] = ()) -> Any:
     """Read a recipe by built-in name or from a TOML file, with changes ``key.sub=value`` on top.
 
-    Returns the dataclass of its journey: `Recipe` or `ExploreRecipe`.
+    Returns the dataclass of its journey (`JOURNEYS`).
     """
     if str(name_or_path) in BUILT_IN:
         values: dict[str, Any] = {"name": str(name_or_path), **_copied(BUILT_IN[str(name_or_path)])}

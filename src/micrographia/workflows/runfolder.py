@@ -20,6 +20,7 @@ from micrographia.errors import UserError
 from micrographia.io import atomic_path
 from micrographia.workflows.explore_recipe import ExploreRecipe
 from micrographia.workflows.recipe import Recipe, differences, load_recipe, to_toml
+from micrographia.workflows.synthesize_recipe import SynthesizeRecipe
 
 
 class RunFolder:
@@ -29,7 +30,7 @@ class RunFolder:
     ----------
     path : path
         Created where missing.
-    recipe : Recipe or ExploreRecipe
+    recipe : Recipe, ExploreRecipe or SynthesizeRecipe
     resume : bool
         Continue in a folder that holds an earlier run of the same recipe.
 
@@ -40,7 +41,9 @@ class RunFolder:
         something else.
     """
 
-    def __init__(self, path: str | Path, recipe: Recipe | ExploreRecipe, resume: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, recipe: Recipe | ExploreRecipe | SynthesizeRecipe, resume: bool = False
+    ) -> None:
         self.path = Path(path)
         stored = self.path / "recipe.toml"
         if stored.exists():
@@ -91,6 +94,15 @@ class RunFolder:
             )
         say(f"{name}: done in {seconds:.0f} s")
         return folder
+
+    def require_inputs(self, inputs: dict[str, str]) -> None:
+        """Note what the run works on; refuse a folder that was run on something else, or results would mix."""
+        path = self.path / "inputs.json"
+        if path.exists() and json.loads(path.read_text("utf-8")) != inputs:
+            raise UserError(
+                f"{self.path} holds a run on other images, or with other --sites; choose another --out."
+            )
+        self.write_json("inputs.json", inputs)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file into the run folder, completely or not at all."""

@@ -1,0 +1,367 @@
+"""Learn a population of micrographs; draw new members of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from micrographia.errors import UserError
+from micrographia.metrics.distances import frechet_distance, standardise
+from micrographia.metrics.features import physical_features
+from micrographia.nets.weights import load_model, save_model
+from micrographia.synthesize.augment import AugmentConfig
+from micrographia.synthesize.gan import GAN, GanConfig, make_generator
+from micrographia.synthesize.images import TrainingSet, Window
+from micrographia.synthesize.latents import codes_of, linear_path, noise_of, project, spherical_path
+from micrographia.synthesize.stylegan import GROUP
+from micrographia.training import distributed
+from micrographia.training.device import choose_device
+from micrographia.training.loop import OutOfMemory, TrainConfig, TrainResult, out_of_memory_explained, train
+
+#: Images on which the distance to the real ones is measured during training, at most.
+WATCHED = 512
+#: Images drawn at once.
+_DRAWN_AT_ONCE = 16
+#: The physical features count lengths in Å; images that are only compared with each other have this pixel, which
+#: spreads their frequency bands over all that 16 px and more can show.
+FEATURE_PIXEL_A = 0.2
+
+
+class Synthesizer:
+    """A generative model of images of one size.
+
+    Parameters
+    ----------
+    config : GanConfig
+    """
+
+    def __init__(self, config: GanConfig | None = None) -> None:
+        self.config = config or GanConfig()
+        self.generator: Any = None
+        self.window = Window(-1.0, 1.0)
+        self.pixel_size_A: float | None = None
+        self.classes: tuple[str, ...] = ()
+        self.channels = 1
+        self.shape_px = (self.config.resolution, self.config.resolution)
+        self.seed = 0
+
+    def fit(
+        self,
+        images: TrainingSet,
+        folder: str | Path,
+        seed: int = 0,
+        device: str = "auto",
+        watch: Callable[[int, np.ndarray], None] | None = None,
+    ) -> TrainResult:
+        """Learn from a set of images; the state kept is the one nearest to them (Fréchet, physical features).
+
+        Parameters
+        ----------
+        images : TrainingSet
+        folder : path
+            For the states of the training, which goes on there when it was interrupted.
+        seed : int
+        device : str
+        watch : callable, optional
+            ``watch(step, samples [N, C, H, W])`` is shown samples at every look.
+
+        Raises
+        ------
+        UserError
+            Fewer images than a batch, or of another size than the networks'.
+        """
+        config = self.config
+        if images.images.shape[-1] != config.resolution:
+            raise UserError(
+                f"The images have {images.images.shape[-1]} px, the networks {config.resolution}: read them with "
+                "the networks' resolution."
+            )
+        if len(images) < config.batch:
+            raise UserError(
+                f"{len(images)} images are fewer than a batch of {config.batch}: give more images, cut more patches "
+                "of each (crops_per_image), or set gan.batch smaller."
+            )
+        self.window, self.pixel_size_A, self.classes, self.seed = (
+            images.window, images.pixel_size_A, images.classes, seed,
+        )  # fmt: skip
+        self.channels = images.images.shape[1]
+        labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
+        _, world = distributed.rank_and_world()
+        batch = config.batch
+        if batch % (GROUP * world):
+            raise UserError(
+                f"gan.batch = {batch} cannot be shared by {world} processes in groups of {GROUP}."
+            )
+        model = GAN(config, self.channels, len(self.classes), self.shape_px, seed)
+
+        def batches(step: int) -> tuple[Tensor, Tensor]:
+            # Every image once before any comes again.
+            chosen = distributed.shard(_epochs(len(images), batch, step, seed))
+            return images.batch(chosen), torch.from_numpy(labels[chosen])
+
+        rng = np.random.default_rng([seed, 5])
+        some = rng.choice(len(images), min(len(images), WATCHED), replace=False)
+        real = _features(images.batch(some).numpy())
+        shown = rng.integers(2**31, size=WATCHED)
+        shown_labels = torch.from_numpy(labels[rng.integers(len(images), size=WATCHED)])
+
+        def look(step: int) -> dict[str, float]:
+            samples = _draw(model.drawing_generator(), shown, shown_labels if self.classes else None)
+            if watch is not None:
+                watch(step, samples)
+            return {"frechet": float(frechet_distance(*standardise(real, _features(samples))))}
+
+        run = TrainConfig(
+            steps=config.steps,
+            seed=seed,
+            device=device,  # type: ignore[arg-type]
+            ema_decay=config.ema_decay,
+            log_every=10,
+            evaluate_every=config.evaluate_every,
+            checkpoint_every=config.evaluate_every,
+            patience=config.patience,
+        )
+        settings = {k: v for k, v in asdict(config).items() if k != "steps"}
+        try:
+            result = train(
+                model,
+                batches,
+                run,
+                folder,
+                look,
+                "frechet",
+                label="gan",
+                inputs=[str(settings), images.images[:256]],
+            )
+        except OutOfMemory as error:
+            del model  # before smaller batches are tried
+            fits = self._largest_batch(choose_device(device))
+            mend = f"set gan.batch = {fits}, which fits" if fits else "choose a smaller resolution or width"
+            raise OutOfMemory(
+                f"Out of memory with a batch of {batch} at {config.resolution} px: {mend}, or accumulate parts "
+                "(gan.accumulate)."
+            ) from error
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
+        self.generator = model.drawing_generator()
+        self._find_mean_style()
+        return result
+
+    def sample(
+        self,
+        seeds: Sequence[int],
+        truncation: float = 1.0,
+        label: str | int | None = None,
+        device: str = "auto",
+    ) -> np.ndarray:
+        """Draw images, each a function of its seed.
+
+        Parameters
+        ----------
+        seeds : sequence of int
+        truncation : float
+            Below 1, styles are drawn towards the mean one: fewer odd images, less diversity; StyleGAN2 only.
+        label : str or int, optional
+            The class to draw; needed if the model knows classes.
+
+        Returns
+        -------
+        float32 ``[N, C, H, W]``
+            In -1 ... 1, the training window; :meth:`Window.restore` gives grey levels.
+        """
+        return _draw(self._ready(device), list(seeds), self._labels(label, len(seeds)), truncation)
+
+    def styles(self, seeds: Sequence[int], label: str | int | None = None, device: str = "auto") -> Tensor:
+        """Styles ``[N, latent]`` of seeds; StyleGAN2 only."""
+        network = self._ready(device)
+        self._require_styles("styles")
+        where = next(network.parameters()).device
+        labels = self._labels(label, len(seeds))
+        with torch.inference_mode():
+            z = codes_of(list(seeds), network.latent).to(where)
+            return network.mapping(z, None if labels is None else labels.to(where)).cpu()
+
+    def interpolate(
+        self,
+        start: int,
+        end: int,
+        steps: int = 60,
+        space: Literal["z", "w"] = "z",
+        spherical: bool = True,
+        truncation: float = 1.0,
+        label: str | int | None = None,
+        device: str = "auto",
+    ) -> np.ndarray:
+        """Images ``[steps, C, H, W]`` on the way between two seeds.
+
+        Parameters
+        ----------
+        space : "z" or "w"
+            Between codes, or between styles (StyleGAN2 only).
+        spherical : bool
+            Along a great circle, or a straight line.
+        """
+        network = self._ready(device)
+        path = spherical_path if spherical else linear_path
+        if space == "w":
+            a, b = self.styles([start, end], label, device)
+            return self.draw_styles(path(a, b, steps), start, truncation, device)
+        a, b = codes_of([start, end], network.latent)
+        return _draw(network, [start] * steps, self._labels(label, steps), truncation, path(a, b, steps))
+
+    def draw_styles(
+        self, styles: Tensor, noise_seed: int = 0, truncation: float = 1.0, device: str = "auto"
+    ) -> np.ndarray:
+        """Images ``[N, C, H, W]`` of styles ``[N, latent]`` or ``[N, style_count, latent]``, all with one noise."""
+        network = self._ready(device)
+        self._require_styles("styles")
+        where = next(network.parameters()).device
+        noise = [n.to(where) for n in noise_of([noise_seed], network.noise_shapes())]
+        with torch.inference_mode():
+            parts = [network.truncated(w.to(where), truncation) for w in styles.split(_DRAWN_AT_ONCE)]
+            return torch.cat([network.synthesise(w, noise).float().cpu() for w in parts]).numpy()
+
+    def project(
+        self, image: np.ndarray, steps: int = 400, device: str = "auto"
+    ) -> tuple[Tensor, np.ndarray, float]:
+        """Find the style that comes nearest to an image ``[C, H, W]`` in -1 ... 1 (see `latents.project`)."""
+        network = self._ready(device)
+        self._require_styles("projection")
+        want = (self.channels, *self.shape_px)
+        if image.shape != want or not np.isfinite(image).all():
+            raise UserError(
+                f"project: the image is {' x '.join(map(str, image.shape))}, the model draws "
+                f"{' x '.join(map(str, want))} (channels, height, width) of finite numbers."
+            )
+        style, drawn, difference = project(network, torch.from_numpy(np.ascontiguousarray(image)), steps)
+        return style, drawn.numpy(), difference
+
+    def save(self, path: str | Path) -> None:
+        """Write the generator and all settings to one ``.safetensors`` file."""
+        if self.generator is None:
+            raise UserError("synthesize: nothing to save, this model is not trained.")
+        settings = {
+            "config": asdict(self.config),
+            "channels": self.channels,
+            "classes": list(self.classes),
+            "shape_px": list(self.shape_px),
+            "window": asdict(self.window),
+            "pixel_size_A": self.pixel_size_A,
+            "seed": self.seed,
+        }
+        save_model(Path(path), {"generator": self.generator}, settings, "synthesizer")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Synthesizer:
+        """Read what :meth:`save` wrote."""
+        states, settings = load_model(Path(path), "synthesizer")
+        try:
+            config = dict(settings["config"])
+            model = cls(GanConfig(**{**config, "augment": AugmentConfig(**config["augment"])}))
+            model.channels, model.classes = settings["channels"], tuple(settings["classes"])
+            model.shape_px = tuple(settings["shape_px"])
+            model.window, model.pixel_size_A = Window(**settings["window"]), settings["pixel_size_A"]
+            model.seed = settings["seed"]
+            network = make_generator(model.config, model.channels, len(model.classes), model.shape_px)
+            network.load_state_dict(states["generator"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: written by another version of micrographia ({error}); train the model again."
+            ) from error
+        model.generator = network.eval()
+        return model
+
+    def _largest_batch(self, device: torch.device) -> int:
+        """The largest batch, by halves, whose first step (with every penalty) fits into memory; 0 if none does."""
+        batch = self.config.batch
+        while batch > GROUP:
+            batch = max(batch // 2 // GROUP, 1) * GROUP
+            model = GAN(replace(self.config, batch=batch), self.channels, len(self.classes), self.shape_px, 0)
+            for network in model.networks.values():
+                network.to(device).train()
+            blank = torch.zeros(batch, self.channels, *self.shape_px, device=device)
+            labels = torch.zeros(batch, dtype=torch.int64, device=device)
+            try:
+                with out_of_memory_explained(0):
+                    model.training_step((blank, labels), 0, torch.Generator(device))
+            except OutOfMemory:
+                continue
+            return batch
+        return 0
+
+    def _ready(self, device: str) -> Any:
+        if self.generator is None:
+            raise UserError("synthesize: this model is not trained; call fit or load first.")
+        return self.generator.to(choose_device(device)).eval()
+
+    def _require_styles(self, what: str) -> None:
+        if self.config.network != "stylegan2":
+            raise UserError(f"{what}: a {self.config.network} has no style space; only StyleGAN2 has.")
+
+    def _labels(self, label: str | int | None, n: int) -> Tensor | None:
+        if not self.classes:
+            if label is not None:
+                raise UserError(f"This model knows no classes; leave out '{label}'.")
+            return None
+        number = self.classes.index(label) if label in self.classes else label
+        if not isinstance(number, int) or not 0 <= number < len(self.classes):
+            raise UserError(f"Say which class to draw: one of {', '.join(self.classes)}; got '{label}'.")
+        return torch.full((n,), number, dtype=torch.int64)
+
+    @torch.no_grad()
+    def _find_mean_style(self) -> None:
+        network = self.generator
+        if network is None or self.config.network != "stylegan2":
+            return
+        where = next(network.parameters()).device
+        z = codes_of(list(range(4096)), network.latent).to(where)
+        labels = torch.arange(len(z), device=where) % network.classes if network.classes else None
+        network.mean_style.copy_(network.mapping(z, labels).mean(dim=0))
+
+
+def _epochs(n: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Numbers of the images in a step's batch: each comes once before any comes again."""
+    first = step * batch
+    orders = {
+        epoch: np.random.default_rng([seed, 3, epoch]).permutation(n)
+        for epoch in range(first // n, (first + batch - 1) // n + 1)
+    }
+    return np.array([orders[i // n][i % n] for i in range(first, first + batch)])
+
+
+@torch.inference_mode()
+def _draw(
+    network: Any,
+    seeds: Sequence[int] | np.ndarray,
+    labels: Tensor | None,
+    truncation: float = 1.0,
+    codes: Tensor | None = None,
+) -> np.ndarray:
+    """Images ``[N, C, H, W]``: codes (unless given) and noise by each one's seed."""
+    where = next(network.parameters()).device
+    styled = hasattr(network, "mapping")
+    if truncation != 1 and not styled:
+        raise UserError("truncation: a DCGAN has no styles to truncate; leave it at 1.")
+    out = []
+    for k in range(0, len(seeds), _DRAWN_AT_ONCE):
+        part = slice(k, k + _DRAWN_AT_ONCE)
+        z = (codes_of(seeds[part], network.latent) if codes is None else codes[part]).to(where)
+        own = None if labels is None else labels[part].to(where)
+        if styled:
+            noise = [n.to(where) for n in noise_of(seeds[part], network.noise_shapes())]
+            images = network.synthesise(network.truncated(network.mapping(z, own), truncation), noise)
+        else:
+            images = network(z, own)
+        out.append(images.float().cpu())
+    return torch.cat(out).numpy()
+
+
+def _features(images: np.ndarray) -> np.ndarray:
+    """Physical features ``[N, D]`` of images ``[N, C, H, W]``; of several channels their mean."""
+    return physical_features(images.mean(axis=1), FEATURE_PIXEL_A)

@@ -1,0 +1,302 @@
+"""`micrographia synthesize`: a folder of images to a generative model, its samples, and how good they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from micrographia.errors import UserError
+from micrographia.metrics.distances import compare_sets, frechet_distance, standardise
+from micrographia.metrics.features import physical_features
+from micrographia.metrics.memorisation import Memorisation, memorisation
+from micrographia.metrics.microstructure import MicrostructureComparison, compare_micrographs
+from micrographia.plots.synthesis import sheet
+from micrographia.synthesize.images import TrainingSet, read_training_set, write_samples
+from micrographia.synthesize.synthesizer import FEATURE_PIXEL_A, Synthesizer
+from micrographia.training.checkpoint import data_fingerprint
+from micrographia.training.device import choose_device, set_threads
+from micrographia.workflows.runfolder import RunFolder, versions
+from micrographia.workflows.synthesize_recipe import JudgeConfig, SynthesizeRecipe
+
+Say = Callable[[str], None]
+#: Seeds of the samples that judge a model start here; users' small numbers stay theirs.
+JUDGED_FROM = 1_000_000
+#: Images of the sheet that shows how a training goes on, and of those written at its end.
+SHOWN, WRITTEN = 24, 64
+#: Whole images are held out from this many on.
+_MANY = 8
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How generated images compare with real ones."""
+
+    numbers: dict[str, Any]
+    """Of `metrics.json`."""
+    microstructure: MicrostructureComparison | None
+    memorisation: Memorisation | None
+    by_class: pd.DataFrame | None
+    """Fréchet distance of each class, with its noise floor."""
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Everything a run has made, and what its report shows."""
+
+    model: Synthesizer
+    recipe: SynthesizeRecipe
+    training: TrainingSet
+    real: np.ndarray
+    """``[N, C, H, W]`` in -1 ... 1: the images that judge, held out where there are enough."""
+    held_out: bool
+    samples: np.ndarray
+    """``[M, C, H, W]``, of the seeds from `JUDGED_FROM` on."""
+    looks: list[tuple[int, np.ndarray]]
+    """(step, samples) as the training went on."""
+    history: pd.DataFrame
+    best_step: int | None
+    judgement: Judgement
+    folder: Path
+
+
+def fit_synthesizer(
+    images: Sequence[Path | str],
+    recipe: SynthesizeRecipe,
+    out: Path,
+    resume: bool = False,
+    say: Say = print,
+) -> Synthesis:
+    """Learn a population of images; judge samples of it; leave model, samples, metrics and report in `out`.
+
+    Parameters
+    ----------
+    images : files, folders or patterns
+        With ``images.classes`` one folder of folders.
+    recipe : SynthesizeRecipe
+    out : path
+        The run folder.
+    resume : bool
+        Continue an earlier run of the same recipe.
+    say : callable
+        Told what is going on.
+
+    Raises
+    ------
+    UserError
+        No or too few images, of mixed bit depths or all too small; a run folder of something else; out of memory
+        (with the batch that would fit); diverged.
+    """
+    from micrographia.workflows.synthesize_report import write_synthesis_report
+
+    set_threads()
+    device = choose_device(recipe.device)
+    config = recipe.images
+    everything = read_training_set(
+        list(images), recipe.gan.resolution, config.channels, config.fit, config.crops_per_image or None,
+        config.classes, recipe.seed, say,
+    )  # fmt: skip
+    everything = replace(everything, pixel_size_A=recipe.pixel_size_A or everything.pixel_size_A)
+    training, real, held_out = _divided(everything, recipe)
+    run = RunFolder(out, recipe, resume)
+    run.require_inputs({"images": data_fingerprint([everything.images, str(everything.names)])})
+    say(
+        f"{len(training)} training images of {recipe.gan.resolution} px, {len(real)} to judge by, device {device}"
+    )
+
+    looks = run.path / "looks"
+    looks.mkdir(exist_ok=True)
+
+    def watch(step: int, samples: np.ndarray) -> None:
+        picture = np.round(255 * sheet(samples[:SHOWN], 8)).astype(np.uint8)
+        Image.fromarray(picture).save(looks / f"step-{step:06d}.png")
+        np.save(looks / f"step-{step:06d}.npy", samples[:8].astype(np.float16))
+
+    def work(folder: Path) -> None:
+        model = Synthesizer(recipe.gan)
+        result = model.fit(training, folder, recipe.seed, str(device), watch)
+        model.save(folder / "model.safetensors")
+        result.history.to_csv(folder / "history.csv", index=False)
+        (folder / "best.txt").write_text(str(result.best_step))
+
+    key = {"training": data_fingerprint([training.images]), "gan": str(recipe.gan), "seed": recipe.seed}
+    stage = run.stage("train", key, work, say)
+    shutil.copyfile(stage / "model.safetensors", run.path / "model.safetensors")
+    model = Synthesizer.load(run.path / "model.safetensors")
+
+    samples, labels = draw_for_judging(model, training, recipe.judge.samples, str(device))
+    say(f"judging {len(samples)} samples by {len(real)} real images")
+    real_labels = _labels_of(everything, real)
+    judged_by = real.batch(slice(None)).numpy()
+    judgement = judge(
+        judged_by, samples, training.batch(slice(None)).numpy() if held_out else judged_by, recipe.judge,
+        recipe.seed, (real_labels, labels, training.classes), training.pixel_size_A,
+    )  # fmt: skip
+    numbers = judgement.numbers | {
+        "seed": recipe.seed, "training_images": len(training), "judged_by": len(real), "held_out": held_out,
+        "best_step": int((stage / "best.txt").read_text()), "pixel_size_A": training.pixel_size_A,
+        "images_left_out": [[str(path), why] for path, why in everything.failures], "versions": versions(),
+    }  # fmt: skip
+    run.write_json("metrics.json", numbers)
+    provenance = provenance_of(model, run.path / "model.safetensors")
+    write_samples(
+        run.path / "samples", samples[:WRITTEN], model.window, provenance,
+        range(JUDGED_FROM, JUDGED_FROM + min(WRITTEN, len(samples))), pixel_size_A=model.pixel_size_A,
+    )  # fmt: skip
+    shown = [
+        (int(path.stem.removeprefix("step-")), np.load(path).astype(np.float32))
+        for path in sorted(looks.glob("step-*.npy"))
+    ]
+    found = Synthesis(
+        model, recipe, training, judged_by, held_out, samples, shown,
+        pd.read_csv(stage / "history.csv"), numbers["best_step"], judgement, run.path,
+    )  # fmt: skip
+    write_synthesis_report(found)
+    say(f"open {run.path / 'report.html'}")
+    return found
+
+
+def judge(
+    real: np.ndarray,
+    generated: np.ndarray,
+    training: np.ndarray | None,
+    config: JudgeConfig,
+    seed: int,
+    classes: tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None = None,
+    pixel_size_A: float | None = None,
+) -> Judgement:
+    """Compare generated with real images, both ``[N, C, H, W]`` in one window.
+
+    Parameters
+    ----------
+    training : array, optional
+        The images that the model learnt from: are samples copies of them? May be `real` itself.
+    classes : (of real, of generated, names), optional
+    """
+    grey_real, grey = real.mean(axis=1), generated.mean(axis=1)
+    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, seed=seed, n_bootstrap=config.bootstrap)
+    microstructure = None
+    if config.phases:
+        microstructure = compare_micrographs(
+            grey_real,
+            grey,
+            config.threshold_each,
+            pixel_size_A=pixel_size_A,
+            n_bootstrap=config.bootstrap,
+            seed=seed,
+        )
+        numbers |= microstructure.numbers()
+    copies = None
+    if training is not None:
+        copies = memorisation(grey, training.mean(axis=1), None if training is real else grey_real, seed)
+        numbers |= copies.numbers()
+    by_class = None
+    if classes is not None and classes[2]:
+        by_class = _by_class(grey_real, grey, *classes, seed)
+        numbers["frechet_by_class"] = dict(zip(by_class["class"], by_class["frechet"], strict=True))
+    return Judgement(numbers, microstructure, copies, by_class)
+
+
+def draw_for_judging(
+    model: Synthesizer, like: TrainingSet, n: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `n` samples and their classes, each class as often as among the images `like`."""
+    seeds = range(JUDGED_FROM, JUDGED_FROM + n)
+    if not model.classes or like.labels is None:
+        return model.sample(seeds, device=device), np.zeros(n, int)
+    share = np.bincount(like.labels, minlength=len(model.classes)) / len(like)
+    ends = np.round(np.cumsum(share) * n).astype(int)
+    labels = np.searchsorted(ends, np.arange(n), side="right")
+    parts = [
+        model.sample(
+            [s for s, own in zip(seeds, labels, strict=True) if own == k], label=int(k), device=device
+        )
+        for k in np.unique(labels)
+    ]
+    return np.concatenate(parts), labels
+
+
+def provenance_of(model: Synthesizer, path: Path) -> dict[str, Any]:
+    """What every generated file says about its model."""
+    from micrographia.nets.weights import weights_key
+
+    told = {"generator": model.config.network, "model": path.name, "trained_with_seed": model.seed}
+    return told | {"weights": weights_key(model.generator)} if model.generator is not None else told
+
+
+def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet, TrainingSet, bool]:
+    """Training images, those to judge by, and whether the latter were held out."""
+    share = recipe.images.hold_out
+    rng = np.random.default_rng([recipe.seed, 11])
+    names = np.array(images.names)
+    units = np.unique(names)
+    if len(units) < _MANY:  # patches of few images: some of all
+        names, units = np.arange(len(images)), np.arange(len(images))
+    held = rng.choice(units, round(share * len(units)), replace=False)
+    out = np.isin(names, held)
+    if out.sum() < _MANY:
+        return images, images, False
+    return _some(images, ~out), _some(images, out), True
+
+
+def _some(images: TrainingSet, which: np.ndarray) -> TrainingSet:
+    return replace(
+        images,
+        images=images.images[which],
+        names=tuple(name for name, take in zip(images.names, which, strict=True) if take),
+        corners_px=images.corners_px[which],
+        labels=None if images.labels is None else images.labels[which],
+    )
+
+
+def _labels_of(everything: TrainingSet, part: TrainingSet) -> np.ndarray:
+    return np.zeros(len(part), int) if part.labels is None else part.labels
+
+
+def _by_class(
+    real: np.ndarray,
+    generated: np.ndarray,
+    real_labels: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    seed: int,
+) -> pd.DataFrame:
+    """Fréchet distance class by class, beside that of two halves of the real images of the class."""
+    a, b = standardise(
+        physical_features(real, FEATURE_PIXEL_A), physical_features(generated, FEATURE_PIXEL_A)
+    )
+    rng = np.random.default_rng([seed, 13])
+    rows = []
+    for k, name in enumerate(names):
+        own, drawn = a[real_labels == k], b[labels == k]
+        if len(own) < 4 or len(drawn) < 2:
+            rows.append(
+                {"class": name, "real": len(own), "generated": len(drawn), "frechet": np.nan, "floor": np.nan}
+            )
+            continue
+        order = rng.permutation(len(own))
+        floor = frechet_distance(own[order[: len(own) // 2]], own[order[len(own) // 2 :]])
+        rows.append(
+            {
+                "class": name,
+                "real": len(own),
+                "generated": len(drawn),
+                "frechet": frechet_distance(own, drawn),
+                "floor": floor,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def load_model(path: Path) -> tuple[Synthesizer, Path]:
+    """Load a model file, or that of a run folder; return it and the file's path."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: neither a model file nor a run folder with model.safetensors.")
+    return Synthesizer.load(file), file

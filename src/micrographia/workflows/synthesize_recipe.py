@@ -1,0 +1,75 @@
+"""The recipe of `micrographia synthesize fit`: images to a generative model and a judgement of its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from micrographia.errors import UserError
+from micrographia.synthesize.gan import GanConfig
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """What the networks are shown."""
+
+    channels: Literal[1, 3] = 1
+    """Grey images, or red, green and blue."""
+    fit: Literal["crop", "resize"] = "crop"
+    """Larger images are cut into patches at their own scale, or scaled down as a whole."""
+    crops_per_image: int = 0
+    """Patches cut from each image at random places; 0 = as many as cover it."""
+    classes: bool = False
+    """Each folder in the given one holds a class; the model draws the class that it is told."""
+    hold_out: float = 0.2
+    """Share of the images that the networks never see, to judge the samples by: whole images where there are eight
+    or more, else patches."""
+
+    def __post_init__(self) -> None:
+        if self.crops_per_image < 0 or not 0 <= self.hold_out <= 0.5:
+            raise UserError("images: crops_per_image must not be negative, hold_out must be 0 to 0.5.")
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How samples are compared with real images."""
+
+    samples: int = 1000
+    """Images drawn for the comparison."""
+    phases: bool = True
+    """The images show two phases, told apart by brightness: compare their fraction, correlations and sizes."""
+    threshold_each: bool = False
+    """Find the threshold of each image by itself, because brightness differs from image to image; else one of the
+    real images cuts all."""
+    bootstrap: int = 200
+    """Resamples for the intervals."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 16 or self.bootstrap < 10:
+            raise UserError("judge: samples must be at least 16, bootstrap at least 10.")
+
+
+@dataclass(frozen=True)
+class SynthesizeRecipe:
+    """One run of `micrographia synthesize fit`, completely."""
+
+    journey: Literal["synthesize"] = "synthesize"
+    """Which journey the recipe is for."""
+    name: str = "stylegan2-ada"
+    """What the recipe is called."""
+    seed: int = 0
+    """Fixes everything random."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the networks are trained and applied; auto takes a GPU when there is one."""
+    pixel_size_A: float = 0.0
+    """Pixel size of all images, Å, for the samples' scale; 0 = from the files."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """The training images."""
+    gan: GanConfig = field(default_factory=GanConfig)
+    """The networks and their training."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """The judgement."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.pixel_size_A < 0:
+            raise UserError("seed and pixel_size_A must not be negative.")

@@ -1,0 +1,141 @@
+"""The report of `synthesize`: real and generated images, how alike they are, and how the training went."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from micrographia.plots.microstructure import microstructure_figure, neighbours_figure
+from micrographia.plots.synthesis import adversarial_figure, rows_figure, sheet_figure
+from micrographia.workflows.report import Report
+from micrographia.workflows.synthesize import JUDGED_FROM, Judgement, Synthesis
+
+#: Images of a set that are shown.
+SHEET = 36
+
+
+def write_synthesis_report(found: Synthesis) -> None:
+    """Write ``report.html``."""
+    recipe, gan = found.recipe, found.recipe.gan
+    report = Report(
+        f"{gan.network} at {gan.resolution} px from {len(found.training)} images",
+        f"recipe {recipe.name}, {gan.loss} loss, {gan.steps} steps of {gan.batch} images, seed {recipe.seed}",
+    )
+    training = found.training.batch(slice(None)).numpy()
+    judgement_sections(report, found.judgement, found.real, found.samples, training)
+    if not found.held_out:
+        report.sections[0].warning(
+            "The images that judge are those that the model learnt from: too few to hold some out. Copies would score "
+            "best of all; look at the samples, and at more images."
+        )
+    if len(found.training) < 500 and not gan.augments:
+        report.sections[0].warning(
+            f"{len(found.training)} images without augmentation: the critic learns them by heart. Use gan.augment."
+        )
+    _paths(report, found)
+    _training(report, found)
+    report.write(found.folder / "report.html")
+
+
+def judgement_sections(
+    report: Report, found: Judgement, real: np.ndarray, generated: np.ndarray, training: np.ndarray | None
+) -> None:
+    """Add what `judge` found, with pictures."""
+    rng = np.random.default_rng(0)
+    top = report.section("Real and generated")
+    some = real[rng.choice(len(real), min(SHEET, len(real)), replace=False)]
+    top.figure(
+        "sheets",
+        sheet_figure({"real": some, "generated (not measured images)": generated[:SHEET]}),
+        "Drawn at random, all in the grey levels of the training images",
+    )
+    close = report.section("How close")
+    n = found.numbers
+    close.text(
+        f"{n['n_other']} generated against {n['n_real']} real images; features: {n['extractor']}, a nominal pixel. The "
+        "noise floor is the same number between two halves of the real images: below it nothing can be told."
+    )
+    close.table(numbers_table(found), "Distances, and shares (precision, recall, density, coverage)")
+    for warning in n["warnings"]:
+        close.warning(warning)
+    if found.by_class is not None:
+        close.table(
+            found.by_class, "Class by class: the hard ones have the largest distance over their floor"
+        )
+    if found.microstructure is not None:
+        phases = report.section("Microstructure")
+        phases.text(
+            "Phases are told apart by one rule for real and generated images. Bands: 95 % by resampling the images."
+        )
+        phases.table(
+            found.microstructure.table(), "Differences, and the same between halves of the real images"
+        )
+        phases.figure(
+            "microstructure", microstructure_figure(found.microstructure), "Real and generated, statistically"
+        )
+    if found.memorisation is not None:
+        copies = report.section("Copies?")
+        copies.text(*_told(found))
+        if training is not None:
+            copies.figure(
+                "neighbours",
+                neighbours_figure(generated, training, found.memorisation),
+                "The samples that are most like a training image, and that image",
+            )
+
+
+def numbers_table(found: Judgement) -> pd.DataFrame:
+    """Every distance beside its noise floor."""
+    names = {
+        "fid": "Fréchet distance", "kid": "kernel distance", "histogram_kl": "KL of histograms (nats)",
+        "spectrum_distance": "power spectrum (decades)", "precision": "precision", "recall": "recall",
+        "density": "density", "coverage": "coverage",
+    }  # fmt: skip
+    n = found.numbers
+    rows = []
+    for key, name in names.items():
+        low, high = n.get(f"{key}_interval", (np.nan, np.nan))
+        rows.append(
+            {"measure": name, "value": n[key], "low": low, "high": high, "noise floor": n[f"{key}_floor"]}
+        )
+    return pd.DataFrame(rows)
+
+
+def _told(found: Judgement) -> list[str]:
+    copies = found.memorisation
+    assert copies is not None
+    return [
+        f"{100 * copies.score:.1f} % of the samples are more like some training image than all but the likest real "
+        f"images are that were not trained on; {100 * copies.chance:.1f} % would be by chance. Many more mean that the "
+        "model repeats what it was shown. Likeness is the correlation under shifts, turns and mirrors (1 = a copy): "
+        f"median {np.median(copies.generated.similarity):.2f}, of those real images "
+        f"{np.median(copies.reference.similarity):.2f}."
+    ]
+
+
+def _paths(report: Report, found: Synthesis) -> None:
+    section = report.section("Between images")
+    model, start = found.model, JUDGED_FROM
+    label = 0 if model.classes else None
+    rows = {
+        "along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", label=label),
+        "along a straight line": model.interpolate(start, start + 1, 10, "z", spherical=False, label=label),
+    }
+    if model.config.network == "stylegan2":
+        rows["between styles w"] = model.interpolate(start, start + 1, 10, "w", spherical=False, label=label)
+        rows["towards the mean image (truncation 1 to 0)"] = np.concatenate(
+            [model.sample([start + 2], t, label) for t in np.linspace(1, 0, 10)]
+        )
+    section.figure("paths", rows_figure(rows), "Two samples and what lies between them")
+
+
+def _training(report: Report, found: Synthesis) -> None:
+    section = report.section("Training")
+    told = f"The state kept is that of step {found.best_step}, nearest to the training images (Fréchet distance)."
+    section.text(told)
+    gan = found.recipe.gan
+    section.figure("training", adversarial_figure(found.history, gan.batch), "Course of the training")
+    if found.looks:
+        some = [found.looks[i] for i in np.unique(np.linspace(0, len(found.looks) - 1, 6).astype(int))]
+        rows = {f"step {step} ({step * gan.batch / 1000:g} thousand images)": images for step, images in some}
+        section.figure("looks", rows_figure(rows), "The same eight codes as the training went on")

@@ -1,0 +1,239 @@
+"""Single steps of `micrographia synthesize`: sample, interpolate, project, evaluate, generate a test set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from micrographia.errors import UserError
+from micrographia.files import atomic_path
+from micrographia.io import write_image
+from micrographia.micrograph import Micrograph
+from micrographia.plots.synthesis import as_pictures, sheet
+from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
+from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
+from micrographia.training.device import set_threads
+from micrographia.video import write_video
+from micrographia.workflows.report import Report
+from micrographia.workflows.synthesize import Judgement, draw_for_judging, judge, load_model, provenance_of
+from micrographia.workflows.synthesize_recipe import JudgeConfig
+from micrographia.workflows.synthesize_report import judgement_sections
+
+Say = Callable[[str], None]
+
+
+def sample(
+    model: Path,
+    n: int,
+    first_seed: int,
+    out: Path,
+    truncation: float = 1.0,
+    label: str | None = None,
+    suffix: Literal[".png", ".tif"] = ".png",
+    device: str = "auto",
+) -> list[Path]:
+    """Write `n` samples, of the seeds from `first_seed` on, and a sheet of them; return the files."""
+    set_threads()
+    _require_room(out)
+    synthesizer, file = load_model(model)
+    seeds = range(first_seed, first_seed + n)
+    images = synthesizer.sample(seeds, truncation, label, device)
+    provenance = provenance_of(synthesizer, file) | {"truncation": truncation}
+    provenance |= {"class": label} if label is not None else {}
+    files = write_samples(
+        out, images, synthesizer.window, provenance, seeds, None, synthesizer.pixel_size_A, suffix
+    )
+    overview = sheet(images[:64], min(8, n))
+    _write_picture(
+        out / "sheet.png", overview, provenance | {"seeds": [first_seed, first_seed + min(n, 64) - 1]}
+    )
+    return [*files, out / "sheet.png"]
+
+
+def interpolate(
+    model: Path,
+    start: int,
+    end: int,
+    out: Path,
+    steps: int = 60,
+    space: Literal["z", "w"] = "w",
+    linear: bool = False,
+    truncation: float = 1.0,
+    label: str | None = None,
+    frames_per_second: int = 20,
+    device: str = "auto",
+) -> Path:
+    """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``."""
+    set_threads()
+    synthesizer, file = load_model(model)
+    if synthesizer.config.network == "dcgan":
+        space = "z"
+    images = synthesizer.interpolate(start, end, steps, space, not linear, truncation, label, device)
+    told = {
+        "from_seed": start, "to_seed": end, "space": space, "path": "straight" if linear else "great circle",
+        "truncation": truncation,
+    }  # fmt: skip
+    provenance = provenance_of(synthesizer, file) | told
+    if out.suffix.lower() in (".gif", ".mp4"):
+        frames = np.round(255 * as_pictures(images)).astype(np.uint8)
+        write_video(out, np.concatenate([frames, frames[-2:0:-1]]), frames_per_second, provenance)
+        return out
+    _require_room(out)
+    each = [{"position": float(t)} for t in np.linspace(0, 1, steps)]
+    write_samples(out, images, synthesizer.window, provenance, None, each, synthesizer.pixel_size_A)
+    return out
+
+
+def project(model: Path, image: Path, out: Path, steps: int, device: str, say: Say) -> float:
+    """Find the style nearest to a real image; write both beside each other, and the style; return the difference."""
+    set_threads()
+    synthesizer, file = load_model(model)
+    edge = synthesizer.config.resolution
+    # One image is no training set: its window is the model's.
+    real = _read(image, edge, synthesizer.channels, synthesizer.window)
+    if len(real) > 1:
+        say(f"{image}: larger than {edge} px; its centre is projected")
+    goal = real[len(real) // 2]
+    _require_room(out)
+    style, drawn, difference = synthesizer.project(goal, steps, device)
+    provenance = provenance_of(synthesizer, file) | {
+        "projection_of": image.name,
+        "rms_difference": difference,
+    }
+    write_samples(
+        out / "projected.png",
+        drawn[None],
+        synthesizer.window,
+        provenance,
+        None,
+        None,
+        synthesizer.pixel_size_A,
+    )
+    _write_picture(
+        out / "beside.png",
+        sheet(np.stack([goal, drawn]), 2),
+        provenance | {"left": "real", "right": "projected"},
+    )
+    with atomic_path(out / "style.npy") as temporary:
+        np.save(temporary, style.numpy())
+    return difference
+
+
+def evaluate(
+    generated: Path,
+    real: Sequence[Path],
+    out: Path | None,
+    training: Sequence[Path] = (),
+    samples: int = 1000,
+    phases: bool = True,
+    device: str = "auto",
+    say: Say = print,
+) -> Judgement:
+    """Compare a model's samples, or a folder of generated images, with real ones; report in `out` if given.
+
+    Images are compared at the model's resolution, or at that of the generated images.
+    """
+    set_threads()
+    config = JudgeConfig(samples=samples, phases=phases)
+    if generated.is_file() or (generated / "model.safetensors").is_file():
+        model, _ = load_model(generated)
+        real_set = read_training_set(list(real), model.config.resolution, model.channels, say=say)
+        drawn, _ = draw_for_judging(model, real_set, samples, device)
+        window = model.window
+    else:
+        edge = _edge_of(generated)
+        generated_set = read_training_set([generated], edge, say=say)
+        real_set = read_training_set(list(real), edge, say=say)
+        window = real_set.window
+        drawn = _in_window(generated_set, window)[:samples]
+    found = judge(
+        _in_window(real_set, window), drawn,
+        _in_window(read_training_set(list(training), real_set.images.shape[-1], real_set.images.shape[1], say=say), window)
+        if training else None,
+        config, 0,
+    )  # fmt: skip
+    if out is not None:
+        _require_room(out)
+        report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
+        judgement_sections(report, found, _in_window(real_set, window), drawn, None)
+        report.write(out / "report.html")
+        with atomic_path(out / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(found.numbers, indent=1, default=float) + "\n")
+    return found
+
+
+def make_microstructures(
+    kind: Literal["field", "grains"],
+    n: int,
+    size_px: int,
+    fraction: float,
+    anisotropy: float,
+    seed: int,
+    out: Path,
+) -> pd.DataFrame:
+    """Write dual-phase microstructures whose truth is known: images, masks and a table of phase fractions."""
+    _require_room(out)
+    make = field_microstructures if kind == "field" else grain_microstructures
+    made = make(n, size_px, phase_fraction=fraction, anisotropy=anisotropy, seed=seed)
+    provenance = {"generator": f"{kind} microstructure", **made.parameters, "seed": seed}
+    window = Window(0.0, 255.0, "uint8")
+    digits = len(str(n - 1))
+    names = [f"{kind}-{i:0{digits}d}" for i in range(n)]
+    for name, image, mask in zip(names, made.images, made.masks, strict=True):
+        write_samples(out / f"{name}.png", 2 * image - 1, window, provenance)
+        masked = Micrograph(mask.astype(np.float32), None, f"{name}.tif")
+        write_image(out / "masks" / f"{name}.tif", masked, provenance | {"shows": "1 = islands, 0 = matrix"})
+    table = pd.DataFrame({"image": [f"{name}.png" for name in names], "phase_fraction": made.phase_fraction})
+    with atomic_path(out / "truth.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def learn_gaussian(seed: int, out: Path, say: Say) -> None:
+    """Train the smallest GAN; write the film of its training and what it has learnt."""
+    from micrographia.synthesize.gaussian import film_gaussian_gan
+
+    set_threads()
+    _require_room(out)
+    found = film_gaussian_gan(out / "training.gif", seed)
+    say(str(found))
+
+
+def _read(path: Path, edge: int, channels: int, window: Window) -> np.ndarray:
+    return _in_window(read_training_set([path], edge, channels), window)
+
+
+def _in_window(images: TrainingSet, window: Window) -> np.ndarray:
+    """``[N, C, H, W]``, -1 ... 1 by another set's window."""
+    if images.window.dtype != window.dtype:
+        raise UserError(
+            f"These images are {images.window.dtype}, those of the model {window.dtype}: their grey levels cannot be "
+            "compared; convert one of them."
+        )
+    scaled = TrainingSet(images.images, window, images.names, images.corners_px)
+    return scaled.batch(slice(None)).numpy()
+
+
+def _edge_of(folder: Path) -> int:
+    for edge in (1024, 512, 256, 128, 64, 32, 16):
+        try:
+            read_training_set([folder], edge)
+        except UserError:
+            continue
+        return edge
+    raise UserError(f"{folder}: holds neither a model nor images of at least 16 px.")
+
+
+def _write_picture(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:
+    images = picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
+    write_samples(path, 2 * images[None] - 1, Window(0.0, 255.0, "uint8"), provenance)
+
+
+def _require_room(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out.")

@@ -1,0 +1,163 @@
+"""StyleGAN2's networks against the paper's own formulation, and what a GAN step must leave as it was."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from micrographia.errors import UserError
+from micrographia.synthesize.stylegan import (
+    RESOLUTIONS,
+    Mapping,
+    StyledConv,
+    StyleDiscriminator,
+    StyleGenerator,
+    group_deviation,
+)
+
+
+def reference_styled_conv(layer: StyledConv, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Karras et al. 2020, equations 1 to 3: weights of its own for each image, grouped convolution."""
+    n, c_in, height, width = x.shape
+    c_out, _, k, _ = layer.weight.shape
+    style = layer.style(w)
+    weight = layer.weight * layer.weight_gain * style[:, None, :, None, None]
+    if layer.demodulate:
+        weight = weight * torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+    if not layer.up:
+        out = F.conv2d(
+            x.reshape(1, n * c_in, height, width),
+            weight.reshape(n * c_out, c_in, k, k),
+            padding=k // 2,
+            groups=n,
+        )
+        return out.reshape(n, c_out, height, width)
+    weight = weight.transpose(1, 2).reshape(n * c_in, c_out, k, k)
+    out = F.conv_transpose2d(x.reshape(1, n * c_in, height, width), weight, stride=2, groups=n)
+    out = out.reshape(n, c_out, *out.shape[-2:])
+    line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = (4 * (line[:, None] * line)[None, None].repeat(c_out, 1, 1, 1)).to(x)
+    return F.conv2d(F.pad(out, (1, 1, 1, 1)), kernel, groups=c_out)
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("demodulate", [False, True])
+def test_the_shared_convolution_is_the_papers(up: bool, demodulate: bool) -> None:
+    torch.manual_seed(0)
+    layer = StyledConv(6, 5, 8, up=up, demodulate=demodulate).double()
+    x, w = torch.randn(3, 6, 8, 8, dtype=torch.double), torch.randn(3, 8, dtype=torch.double)
+    torch.testing.assert_close(layer(x, w), reference_styled_conv(layer, x, w).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_second_derivatives_are_right() -> None:
+    torch.manual_seed(0)
+    layer = StyledConv(2, 2, 3, up=True).double()
+    x = torch.randn(2, 2, 4, 4, dtype=torch.double, requires_grad=True)
+    w = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, w: layer(x, w), (x, w), atol=1e-4)
+
+
+@pytest.mark.parametrize("resolution", [16, 64, 256])
+def test_shapes_and_scale(resolution: int) -> None:
+    torch.manual_seed(1)
+    generator = StyleGenerator(resolution, channels=3, latent=16, width=4, widest=32, mapping_layers=2)
+    critic = StyleDiscriminator(resolution, channels=3, latent=16, width=4, widest=32)
+    images = generator(torch.randn(8, 16))
+    assert images.shape == (8, 3, resolution, resolution)
+    assert 0.1 < float(images.detach().std()) < 10  # normalised layers: no resolution vanishes or explodes
+    assert critic(images).shape == (8,)
+    assert [s[0] for s in generator.noise_shapes()][-1] == resolution
+
+
+def test_activations_keep_their_variance() -> None:
+    torch.manual_seed(2)
+    generator = StyleGenerator(64, latent=64, width=16, widest=128)
+    seen = []
+    for layer in (*generator.raising, *generator.refining):
+        layer.register_forward_hook(
+            lambda module, inputs, output: seen.append(float(output.detach().square().mean()))
+        )
+    generator(torch.randn(16, 64))
+    # Blur and rectifier take some of it; nothing drifts with depth.
+    assert all(0.1 < power < 2.5 for power in seen), seen
+    assert seen[-1] > 0.3 * seen[0], seen
+
+
+def test_mixed_styles_act_on_their_layers_only() -> None:
+    torch.manual_seed(3)
+    generator = StyleGenerator(32, latent=8, width=4, widest=16)
+    a, b = generator.mapping(torch.randn(2, 8))
+    coarse = torch.stack([a] * generator.style_count)
+    mixed = coarse.clone()
+    mixed[-1] = b  # the picture of the finest resolution alone
+    one, other = generator.synthesise(torch.stack([coarse, mixed]))
+    assert not torch.allclose(one, other)
+    low = [F.avg_pool2d(x[None], 8) for x in (one, other)]
+    assert float((low[0] - low[1]).abs().max()) < float((one - other).abs().max())
+
+
+def test_noise_is_fixed_unless_given() -> None:
+    torch.manual_seed(4)
+    generator = StyleGenerator(32, latent=8, width=4, widest=16)
+    for layer in (generator.first, *generator.raising, *generator.refining):
+        torch.nn.init.constant_(layer.noise_strength, 0.5)
+    z = torch.randn(2, 8)
+    torch.testing.assert_close(generator(z), generator(z))
+    noise = [torch.randn(2, 1, *shape) for shape in generator.noise_shapes()]
+    assert not torch.allclose(generator(z), generator(z, noise=noise))
+
+
+def test_truncation_moves_to_the_mean_style() -> None:
+    generator = StyleGenerator(16, latent=8, width=4, widest=16)
+    generator.mean_style.copy_(torch.arange(8.0))
+    w = torch.randn(3, 8)
+    torch.testing.assert_close(generator.truncated(w, 1.0), w)
+    torch.testing.assert_close(generator.truncated(w, 0.0), torch.arange(8.0).expand(3, 8))
+
+
+def test_deviation_within_groups() -> None:
+    x = torch.zeros(8, 2, 3, 3)
+    x[:4] = torch.arange(4.0)[:, None, None, None]
+    found = group_deviation(x)
+    assert found.shape == (8, 1, 3, 3)
+    torch.testing.assert_close(found[:4], torch.full((4, 1, 3, 3), sqrt(1.25)), rtol=1e-4, atol=1e-4)
+    assert float(found[4:].max()) < 1e-3  # the others are alike
+    whole = torch.randn(8, 2, 4, 4)
+    torch.testing.assert_close(group_deviation(whole)[:4], group_deviation(whole[:4]))
+
+
+def test_classes_change_image_and_verdict() -> None:
+    torch.manual_seed(5)
+    generator = StyleGenerator(16, latent=8, width=4, widest=16, classes=3)
+    critic = StyleDiscriminator(16, latent=8, width=4, widest=16, classes=3)
+    z = torch.randn(1, 8).expand(3, 8)
+    images = generator(z, torch.arange(3))
+    assert not torch.allclose(images[0], images[1])
+    one, other = critic(images, torch.tensor([0, 1, 2])), critic(images, torch.tensor([1, 2, 0]))
+    assert not torch.allclose(one, other)
+    with pytest.raises(UserError, match="which class"):
+        generator(z)
+
+
+def test_images_that_are_no_square() -> None:
+    generator = StyleGenerator(64, latent=8, width=4, widest=16, shape_px=(48, 64))
+    critic = StyleDiscriminator(64, latent=8, width=4, widest=16)
+    images = generator(torch.randn(4, 8))
+    assert images.shape == (4, 1, 48, 64)
+    assert critic(images).shape == (4,)
+
+
+def test_mapping_ignores_the_length_of_a_code() -> None:
+    mapping = Mapping(8, 2)
+    z = torch.randn(4, 8)
+    torch.testing.assert_close(mapping(z), mapping(3 * z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", [0, 8, 48, 2048])
+def test_other_resolutions_are_refused(resolution: int) -> None:
+    with pytest.raises(UserError, match="power of two"):
+        StyleGenerator(resolution)
+    assert resolution not in RESOLUTIONS
