@@ -98,7 +98,7 @@ def test_grains_have_the_asked_fraction_and_size(fraction):
 
 
 def test_anisotropic_grains_have_the_same_area():
-    """The two-point function at short distances counts boundaries: twice as many across as along, in root terms."""
+    """Stretched by the anisotropy at constant area, and met by it more often across than along."""
     round_, rolled = (
         grain_microstructures(150, size_px=48, grain_px=10, irregularity=0.4, anisotropy=a, seed=3)
         for a in (1, 4)
