@@ -228,7 +228,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
         arguments.model, arguments.n, arguments.seed, arguments.out, arguments.truncation, arguments.label,
         ".tif" if arguments.tif else ".png", arguments.device or "auto",
     )  # fmt: skip
-    print(arguments.out / "sheet.png")
+    print(arguments.out / "overview" / "sheet.png")
 
 
 def run_interpolate(arguments: argparse.Namespace) -> None:
@@ -257,7 +257,6 @@ def run_project(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.steps,
         arguments.device or "auto",
-        teller(arguments),
     )
     teller(arguments)(f"root mean square difference {difference:.3f} (of a range of 2)")
     print(arguments.out / "beside.png")

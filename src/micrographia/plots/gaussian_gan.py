@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import NullFormatter
 
 from micrographia.plots.palette import COLOURS, LINES, MARKERS
 
@@ -25,7 +24,8 @@ def gaussian_gan_figure(
 
     Left, the points with ellipses of two standard deviations, on a map of what the discriminator takes for the
     chance that a point is real: at the end it should be one half wherever there are points. Right, the
-    losses, with ln 2 where nothing can be told apart, and the errors of mean and covariance.
+    losses, with ln 2 where nothing can be told apart; how far off the mean is, and how wide the cloud, compared
+    with the truth, in its narrowest and widest direction (both should be 1).
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def gaussian_gan_figure(
         On a grid over `extent`, y upwards.
     extent : (x0, x1, y0, y1)
     courses : DataFrame
-        Columns step, discriminator, generator, mean_error, covariance_error.
+        Columns step, discriminator, generator, mean_error, narrowest, widest.
     """
     figure = Figure(figsize=(7.6, 4.2), dpi=90)
     # Placed by hand: a layout that is worked out anew for each frame would take longer than the training.
@@ -62,9 +62,9 @@ def gaussian_gan_figure(
     losses.axhline(np.log(2), color="0.5", lw=0.8, ls=":")
     losses.set(ylabel="loss")
     losses.tick_params(labelbottom=False)
-    _lines(errors, courses, ("mean_error", "covariance_error"))
-    errors.set(ylabel="error", yscale="log", xlabel="step")
-    errors.yaxis.set_minor_formatter(NullFormatter())
+    _lines(errors, courses, ("mean_error", "narrowest", "widest"))
+    errors.axhline(1, color="0.5", lw=0.8, ls=":")
+    errors.set(ylabel="in true standard deviations", xlabel="step", ylim=(0, None))
     return figure
 
 
@@ -84,7 +84,7 @@ def _ellipse(cloud: np.ndarray, colour: str) -> Ellipse:
 
 
 def _lines(axes: Axes, courses: pd.DataFrame, names: tuple[str, ...]) -> None:
-    for name, colour, dashes in zip(names, COLOURS[3:], LINES, strict=False):
-        axes.plot(courses["step"], courses[name], color=colour, ls=dashes, label=name.removesuffix("_error"))
+    for name, colour, dashes in zip(names, (COLOURS[3], COLOURS[4], COLOURS[0]), LINES, strict=False):
+        axes.plot(courses["step"], courses[name], color=colour, ls=dashes, label=name.replace("_", " "))
     axes.legend(fontsize=7, frameon=False)
     axes.grid(alpha=0.25)

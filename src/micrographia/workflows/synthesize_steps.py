@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from micrographia.errors import UserError
 from micrographia.files import atomic_path
-from micrographia.io import write_image
+from micrographia.io import read_stored, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
+from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
 from micrographia.workflows.report import Report
@@ -50,9 +52,11 @@ def sample(
     )
     overview = sheet(images[:64], min(8, n))
     _write_picture(
-        out / "sheet.png", overview, provenance | {"seeds": [first_seed, first_seed + min(n, 64) - 1]}
+        out / "overview" / "sheet.png",
+        overview,
+        provenance | {"seeds": [first_seed, first_seed + min(n, 64) - 1]},
     )
-    return [*files, out / "sheet.png"]
+    return [*files, out / "overview" / "sheet.png"]
 
 
 def interpolate(
@@ -89,16 +93,11 @@ def interpolate(
     return out
 
 
-def project(model: Path, image: Path, out: Path, steps: int, device: str, say: Say) -> float:
+def project(model: Path, image: Path, out: Path, steps: int, device: str) -> float:
     """Find the style nearest to a real image; write both beside each other, and the style; return the difference."""
     set_threads()
     synthesizer, file = load_model(model)
-    edge = synthesizer.config.resolution
-    # One image is no training set: its window is the model's.
-    real = _read(image, edge, synthesizer.channels, synthesizer.window)
-    if len(real) > 1:
-        say(f"{image}: larger than {edge} px; its centre is projected")
-    goal = real[len(real) // 2]
+    goal = _read(image, synthesizer)
     _require_room(out)
     style, drawn, difference = synthesizer.project(goal, steps, device)
     provenance = provenance_of(synthesizer, file) | {
@@ -201,22 +200,38 @@ def learn_gaussian(seed: int, out: Path, say: Say) -> None:
     set_threads()
     _require_room(out)
     found = film_gaussian_gan(out / "training.gif", seed)
-    say(str(found))
+    say(found.table().round(3).to_string())
 
 
-def _read(path: Path, edge: int, channels: int, window: Window) -> np.ndarray:
-    return _in_window(read_training_set([path], edge, channels), window)
+def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
+    """One real image as the model sees it, ``[C, H, W]``: the centre of a larger one."""
+    stored = read_stored(path, colours=synthesizer.channels == 3)[0]
+    data = np.atleast_3d(stored.data)
+    height, width = synthesizer.shape_px
+    if data.shape[0] < height or data.shape[1] < width:
+        raise UserError(
+            f"{path}: is {data.shape[1]} x {data.shape[0]} px, smaller than the {width} x {height} px of the model."
+        )
+    top, left = (data.shape[0] - height) // 2, (data.shape[1] - width) // 2
+    patch = np.moveaxis(data[top : top + height, left : left + width], -1, 0)[None]
+    if str(patch.dtype) in ("uint8", "uint16"):
+        _require_same_depth(str(patch.dtype), synthesizer.window)
+    return synthesizer.window.scale(torch.from_numpy(patch.astype(np.float32)))[0].numpy()
 
 
 def _in_window(images: TrainingSet, window: Window) -> np.ndarray:
     """``[N, C, H, W]``, -1 ... 1 by another set's window."""
-    if images.window.dtype != window.dtype:
-        raise UserError(
-            f"These images are {images.window.dtype}, those of the model {window.dtype}: their grey levels cannot be "
-            "compared; convert one of them."
-        )
+    _require_same_depth(images.window.dtype, window)
     scaled = TrainingSet(images.images, window, images.names, images.corners_px)
     return scaled.batch(slice(None)).numpy()
+
+
+def _require_same_depth(dtype: str, window: Window) -> None:
+    if dtype != window.dtype:
+        raise UserError(
+            f"These images are {dtype}, those of the model {window.dtype}: their grey levels cannot be compared; "
+            "convert one of them."
+        )
 
 
 def _edge_of(folder: Path) -> int:

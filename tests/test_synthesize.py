@@ -1,0 +1,276 @@
+"""The journey `synthesize`, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from micrographia.cli.main import main
+from micrographia.io import read_provenance
+from micrographia.nets.weights import load_model
+
+QUICK = [
+    "gan.steps=12",
+    "gan.batch=8",
+    "gan.latent=8",
+    "gan.width=8",
+    "gan.widest=16",
+    "gan.evaluate_every=6",
+    "judge.samples=40",
+    "judge.bootstrap=10",
+]
+
+
+def changes(*more: str) -> list[str]:
+    return [word for change in (*QUICK, *more) for word in ("--set", change)]
+
+
+@pytest.fixture(scope="module")
+def steel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("steel") / "steel"
+    words = [
+        "synthesize",
+        "microstructures",
+        "--kind",
+        "field",
+        "--n",
+        "60",
+        "--size-px",
+        "32",
+        "--out",
+        str(folder),
+    ]
+    assert main(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(steel, tmp_path_factory) -> tuple[Path, list[str]]:
+    out = tmp_path_factory.mktemp("run") / "run"
+    words = ["synthesize", "fit", str(steel), "--resolution", "32", "--out", str(out), *changes()]
+    assert main(words) == 0
+    return out, words
+
+
+def test_the_generated_set_knows_its_truth(steel):
+    truth = pd.read_csv(steel / "truth.csv")
+    assert len(truth) == 60
+    from micrographia.io import read_images
+
+    mask = read_images(steel / "masks" / truth["image"][7].replace(".png", ".tif"))[0].data
+    assert mask.mean() == pytest.approx(truth["phase_fraction"][7], abs=1e-6)
+    assert read_provenance(steel / truth["image"][7])["synthetic"] is True
+
+
+def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
+    out, _ = fitted
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["training_images"] + metrics["judged_by"] == 60
+    assert metrics["held_out"] is True
+    for name in (
+        "fid",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "two_point_rms",
+        "memorisation_score",
+    ):
+        assert np.isfinite(metrics[name]), name
+    assert len(list((out / "samples").glob("*.png"))) == 40
+    told = read_provenance(next((out / "samples").glob("*.png")))
+    assert told["synthetic"] is True
+    assert told["generator"] == "stylegan2"
+    page = (out / "report.html").read_text("utf-8")
+    for heading in (
+        "Real and generated",
+        "How close",
+        "Microstructure",
+        "Copies?",
+        "Between images",
+        "Training",
+    ):
+        assert heading in page
+    for figure in ("sheets", "microstructure", "neighbours", "paths", "training", "looks"):
+        assert (out / "figures" / f"{figure}.png").stat().st_size > 2000, figure
+    assert load_model(out / "model.safetensors", "synthesizer")[1]["channels"] == 1
+
+
+def test_a_done_run_is_not_trained_again(fitted, capsys):
+    out, words = fitted
+    before = (out / "model.safetensors").read_bytes()
+    assert main(words) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert "train: done before" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_killed_run_goes_on_to_the_same_model(steel, fitted, tmp_path):
+    out = tmp_path / "killed"
+    words = fitted[1]
+    command = [
+        sys.executable,
+        "-m",
+        "micrographia.cli.main",
+        *(str(out) if w == str(fitted[0]) else w for w in words),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("looks/*.png")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.html").exists(), "the run ended before it could be killed"
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (out / "model.safetensors").read_bytes() == (fitted[0] / "model.safetensors").read_bytes()
+
+
+def test_samples_are_functions_of_their_seeds(fitted, tmp_path):
+    out, _ = fitted
+    for name, n, seed in (("a", 3, 5), ("b", 1, 7)):
+        words = [
+            "synthesize",
+            "sample",
+            str(out),
+            "--n",
+            str(n),
+            "--seed",
+            str(seed),
+            "--out",
+            str(tmp_path / name),
+        ]
+        assert main(words) == 0
+    a, b = (np.asarray(Image.open(tmp_path / name / "seed-0007.png")) for name in ("a", "b"))
+    assert np.abs(a.astype(int) - b).max() <= 1  # batches of other sizes round differently
+    assert (tmp_path / "a" / "overview" / "sheet.png").exists()
+    assert main(["synthesize", "sample", str(out), "--tif", "--out", str(tmp_path / "t")]) == 0
+    assert len(list((tmp_path / "t").glob("*.tif"))) == 16
+
+
+def test_a_way_between_two_images(fitted, tmp_path, capsys):
+    out, _ = fitted
+    film = tmp_path / "way.gif"
+    assert (
+        main(["synthesize", "interpolate", str(out), "1", "2", "--video", "--steps", "5", "--out", str(film)])
+        == 0
+    )
+    with Image.open(film) as opened:
+        assert opened.n_frames == 8  # there and back, the ends once
+    capsys.readouterr()
+    assert main(["provenance", str(film)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["from_seed"] == 1
+    assert told["synthetic"] is True
+    frames = tmp_path / "frames"
+    words = ["synthesize", "interpolate", str(out), "1", "2", "--steps", "3", "--space", "z", "--linear"]
+    assert main([*words, "--out", str(frames)]) == 0
+    assert len(list(frames.glob("*.png"))) == 3
+
+
+def test_a_real_image_has_a_code(steel, fitted, tmp_path):
+    words = ["synthesize", "project", str(fitted[0]), str(steel / "field-00.png"), "--steps", "5"]
+    assert main([*words, "--out", str(tmp_path / "p")]) == 0
+    assert np.load(tmp_path / "p" / "style.npy").shape[1] == 8
+    assert read_provenance(tmp_path / "p" / "projected.png")["projection_of"] == "field-00.png"
+
+
+def test_evaluate_models_and_folders(steel, fitted, tmp_path, capsys):
+    assert main(["synthesize", "evaluate", str(fitted[0]), "--real", str(steel), "--n", "40", "--json"]) == 0
+    model = json.loads(capsys.readouterr().out)
+    # Real against themselves: nothing is nearer.
+    assert (
+        main(["synthesize", "evaluate", str(steel), "--real", str(steel), "--out", str(tmp_path / "e")]) == 0
+    )
+    same = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert same["fid"] < 1e-3 < model["fid"]
+    assert same["two_point_rms"] < 1e-9 < model["two_point_rms"]
+    assert (tmp_path / "e" / "report.html").exists()
+
+
+def test_classes_by_folder(steel, tmp_path, capsys):
+    folder = tmp_path / "both"
+    for name, kind in (("field", "field"), ("grains", "grains")):
+        words = [
+            "synthesize",
+            "microstructures",
+            "--kind",
+            kind,
+            "--n",
+            "24",
+            "--size-px",
+            "16",
+            "--seed",
+            "3",
+        ]
+        assert main([*words, "--out", str(folder / name)]) == 0
+    out = tmp_path / "run"
+    words = ["synthesize", "fit", str(folder), "--resolution", "16", "--out", str(out), "--recipe", "r3gan"]
+    assert main([*words, *changes("images.classes=true", "gan.steps=4")]) == 0
+    assert set(json.loads((out / "metrics.json").read_text())["frechet_by_class"]) == {"field", "grains"}
+    assert main(["synthesize", "sample", str(out), "--class", "grains", "--out", str(tmp_path / "s")]) == 0
+    assert read_provenance(tmp_path / "s" / "seed-0000.png")["class"] == "grains"
+    capsys.readouterr()
+    assert main(["synthesize", "sample", str(out), "--out", str(tmp_path / "t")]) == 2
+    assert "one of field, grains" in capsys.readouterr().err
+
+
+def test_dcgan_by_recipe(steel, tmp_path):
+    out = tmp_path / "run"
+    words = ["synthesize", "fit", str(steel), "--recipe", "dcgan", "--resolution", "32", "--out", str(out)]
+    assert main([*words, *changes("gan.slope=0.0", "gan.steps=4")]) == 0
+    assert "towards the mean image" not in (out / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "NOWHERE"], "NOWHERE"),
+        (["fit", "STEEL", "--resolution", "48"], "power of two"),
+        (["fit", "STEEL", "--resolution", "64"], "smaller than the resolution of 64"),
+        (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=64"], "fewer than a batch of 64"),
+        (["fit", "STEEL", "--recipe", "wse2"], "a recipe to find"),
+        (["fit", "STEEL", "--set", "gan.stepps=3"], "no key 'stepps'"),
+        (["sample", "NOWHERE", "--out", "OUT"], "neither a model file nor a run folder"),
+        (["sample", "RUN", "--out", "STEEL"], "not empty"),
+        (["sample", "RUN", "--class", "steel", "--out", "OUT"], "knows no classes"),
+        (["interpolate", "RUN", "1", "2", "--video", "--out", "OUT.avi"], ".gif or .mp4"),
+        (["project", "RUN", "SMALL", "--out", "OUT"], "smaller than the 32 x 32"),
+        (["evaluate", "RUN", "--real", "NOWHERE"], "NOWHERE"),
+        (["microstructures", "--fraction", "1.5", "--out", "OUT"], "1.5"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(words, message, steel, fitted, tmp_path, capsys):
+    small = tmp_path / "small.png"
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(small)
+    places = {"STEEL": str(steel), "RUN": str(fitted[0]), "OUT": str(tmp_path / "out"), "SMALL": str(small)}
+    words = [places.get(w, w.replace("OUT", str(tmp_path / "out"))) for w in words]
+    if words[0] == "fit":
+        words += ["--out", str(tmp_path / "run")]
+    assert main(["synthesize", *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("micrographia: error:")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_disk_leaves_nothing_half_written(fitted, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main(["synthesize", "sample", str(fitted[0]), "--n", "2", "--out", str(tmp_path / "out")]) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.png"))
