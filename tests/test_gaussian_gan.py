@@ -7,7 +7,14 @@ from PIL import Image
 from micrographia.errors import UserError
 from micrographia.io import read_provenance
 from micrographia.plots.gaussian_gan import gaussian_gan_figure, pixels
-from micrographia.synthesize.gaussian import MIXING, SHIFT, GaussianGAN, film_gaussian_gan, fit_gaussian_gan
+from micrographia.synthesize.gaussian import (
+    MIXING,
+    SHIFT,
+    GaussianGAN,
+    agreement,
+    film_gaussian_gan,
+    fit_gaussian_gan,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +24,24 @@ def watched() -> tuple[GaussianGAN, list]:
 
 
 def test_the_generator_recovers_mean_and_covariance(watched):
-    """The worst of 16 seeds was 0.20 off the mean and 17 % off the covariance."""
+    """The worst of 16 seeds was 0.24 standard deviations off the mean; one of them lost half of its width."""
     gan, _ = watched
-    assert np.linalg.norm(gan.mean - SHIFT) < 0.3, "of a mean of length 2.24; the points' spread is 2.3"
+    found = agreement(gan.mean, gan.covariance)
+    assert found["mean_error"] < 0.3
+    assert found["narrowest"] > 0.7
+    assert found["widest"] < 1.35
+    assert np.allclose(gan.mean, SHIFT, atol=0.5)
+
+
+def test_agreement_knows_a_line_from_an_ellipse():
     truth = MIXING.T @ MIXING
-    assert np.linalg.norm(gan.covariance - truth) < 0.25 * np.linalg.norm(truth)
-    correlation = gan.covariance[0, 1] / np.sqrt(gan.covariance[0, 0] * gan.covariance[1, 1])
-    assert correlation == pytest.approx(truth[0, 1] / np.sqrt(truth[0, 0] * truth[1, 1]), abs=0.05)
+    assert agreement(SHIFT, truth) == pytest.approx({"mean_error": 0, "narrowest": 1, "widest": 1})
+    values, axes = np.linalg.eigh(truth)
+    line = values[1] * np.outer(axes[:, 1], axes[:, 1])
+    assert np.abs(line - truth).max() < 0.1, "entry by entry a line looks right"
+    assert agreement(SHIFT, line) == pytest.approx({"mean_error": 0, "narrowest": 0, "widest": 1}, abs=1e-6)
+    wide = agreement(SHIFT + 2 * np.sqrt(values[0]) * axes[:, 0], 9 * truth)
+    assert wide == pytest.approx({"mean_error": 2, "narrowest": 3, "widest": 3})
 
 
 def test_mean_and_covariance_are_those_of_the_drawn_points(watched):
@@ -35,17 +53,17 @@ def test_mean_and_covariance_are_those_of_the_drawn_points(watched):
     assert table.loc["cov_xy", "truth"] == pytest.approx(1.95)
     assert table.loc["cov_yy", "generator"] == gan.covariance[1, 1]
     assert np.allclose(table["data"], table["truth"], atol=0.3), "A and b of the lecture made the data"
+    assert table.loc["narrowest", "truth"] == pytest.approx(1)
 
 
 def test_the_training_is_watched_from_before_its_first_step(watched):
     gan, seen = watched
     assert [snapshot.step for snapshot in seen] == [0, 500, 1000, 1500, 2000, 2500]
-    assert np.ptp(seen[0].generated, axis=0).max() < 1, "it starts as a point"
+    assert seen[0].courses["narrowest"].iloc[0] < 0.5
     assert np.cov(seen[-1].generated.T)[1, 1] == pytest.approx(gan.covariance[1, 1], rel=0.2)
     assert np.array_equal(seen[-1].real, gan.data)
     errors = seen[-1].courses["mean_error"]
-    assert errors.iloc[0] == pytest.approx(np.linalg.norm(SHIFT), abs=0.1)
-    assert errors.iloc[-1] < 0.2 * errors.iloc[0]
+    assert errors.iloc[-1] < 0.5 * errors.iloc[0]
     assert gan.history["mean_error"].iloc[-1] == errors.iloc[-1]
     losses = seen[-1].courses.iloc[-1]
     assert losses["discriminator"] == pytest.approx(np.log(2), abs=0.03), "nothing left to tell apart"
@@ -67,7 +85,7 @@ def test_the_figure_shows_the_state(watched):
     ellipses = [figure.axes[0].patches[1] for figure in figures]
     axis = 2 * 2 * np.sqrt(np.linalg.eigvalsh(np.cov(seen[-1].generated.T))[1])
     assert ellipses[1].width == pytest.approx(axis), "two standard deviations to either side"
-    assert ellipses[0].width < 0.1 * axis
+    assert ellipses[0].width != pytest.approx(axis, rel=0.1)
     # Seen from the centre the ellipse's long axis points where the points lie.
     assert np.tan(np.deg2rad(ellipses[1].angle)) == pytest.approx(2.1, abs=0.5)
 
@@ -83,7 +101,9 @@ def test_the_movie(tmp_path):
         assert movie.size == last.size
 
 
-@pytest.mark.parametrize("options", [{"epochs": 0}, {"beta1": 1.0}, {"beta1": -0.1}, {"watch_every": 0}])
+@pytest.mark.parametrize(
+    "options", [{"epochs": 0}, {"beta1": 1.0}, {"beta1": -0.1}, {"watch_every": 0}, {"spread": 0}]
+)
 def test_impossible_settings(options):
     with pytest.raises(UserError, match=next(iter(options))):
         fit_gaussian_gan(**options)
