@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from micrographia.errors import UserError
+from micrographia.synthesize.resolution import RESOLUTIONS
 from micrographia.synthesize.stylegan import (
-    RESOLUTIONS,
     Mapping,
     StyledConv,
     StyleDiscriminator,

@@ -227,6 +227,27 @@ def test_classes_by_folder(steel, tmp_path, capsys):
     assert "one of field, grains" in capsys.readouterr().err
 
 
+def test_images_that_are_no_squares(tmp_path):
+    folder = tmp_path / "wide"
+    words = [
+        "synthesize",
+        "microstructures",
+        "--n",
+        "24",
+        "--size-px",
+        "32",
+        "--kind",
+        "field",
+        "--out",
+        str(folder),
+    ]
+    assert main(words) == 0
+    out = tmp_path / "run"
+    words = ["synthesize", "fit", str(folder), "--resolution", "32", "--out", str(out)]
+    assert main([*words, *changes("images.height_px=24", "gan.steps=4", "images.crops_per_image=3")]) == 0
+    assert Image.open(next((out / "samples").glob("*.png"))).size == (32, 24)
+
+
 def test_dcgan_by_recipe(steel, tmp_path):
     out = tmp_path / "run"
     words = ["synthesize", "fit", str(steel), "--recipe", "dcgan", "--resolution", "32", "--out", str(out)]
@@ -239,7 +260,7 @@ def test_dcgan_by_recipe(steel, tmp_path):
     [
         (["fit", "NOWHERE"], "NOWHERE"),
         (["fit", "STEEL", "--resolution", "48"], "power of two"),
-        (["fit", "STEEL", "--resolution", "64"], "smaller than the resolution of 64"),
+        (["fit", "STEEL", "--resolution", "64"], "smaller than 64 x 64"),
         (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=64"], "fewer than a batch of 64"),
         (["fit", "STEEL", "--recipe", "wse2"], "a recipe to find"),
         (["fit", "STEEL", "--set", "gan.stepps=3"], "no key 'stepps'"),

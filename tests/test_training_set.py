@@ -199,7 +199,7 @@ def test_bad_files_among_good_ones_are_left_out_and_listed(tmp_path):
         assert f"{letter}-" in reasons[letter], "the file is named"
     assert said[5:] == [
         "left out: 1 more",
-        "note: 1 images are smaller than 64 px and were left out; all would fit 32 px.",
+        "note: 1 images are smaller than 64 x 64 px and were left out; all would fit 32 px.",
     ]
 
 
@@ -214,7 +214,7 @@ def test_resolution(tmp_path, resolution):
 def test_all_too_small(tmp_path):
     for i, edge in enumerate((40, 70, 100)):
         save(tmp_path / f"{i}.png", grains(i, (edge, 120)))
-    with pytest.raises(UserError, match="3 of 3 images are smaller than the resolution of 128 px") as caught:
+    with pytest.raises(UserError, match="3 of 3 images are smaller than 128 x 128 px") as caught:
         read_training_set(tmp_path, 128)
     assert "fits any of them is 64, all of them 32" in str(caught.value)
 

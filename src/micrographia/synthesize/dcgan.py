@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from micrographia.errors import UserError
+from micrographia.synthesize.resolution import check_resolution
 
 #: Standard deviation of the weights at the start.
 _SPREAD = 0.02
-_RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 class DCGenerator(nn.Module):
@@ -149,10 +148,7 @@ def measure_batch_norm(
 
 def _widths(resolution: int, base: int) -> list[int]:
     """Channels of the layers from the finest, of half the resolution, to 4x4."""
-    if resolution not in _RESOLUTIONS:
-        raise UserError(
-            f"A resolution of {resolution} is not possible: choose {', '.join(map(str, _RESOLUTIONS))}."
-        )
+    check_resolution(resolution)
     halvings = resolution.bit_length() - 3
     return [base * min(2**k, 8) for k in range(halvings)]
 

@@ -37,7 +37,8 @@ from micrographia.synthesize.augment import (
     draw_transforms,
 )
 from micrographia.synthesize.dcgan import DCDiscriminator, DCGenerator, measure_batch_norm
-from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator, check_resolution
+from micrographia.synthesize.resolution import check_resolution
+from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator
 from micrographia.training import distributed
 from micrographia.training.parallel import backward_side_by_side
 

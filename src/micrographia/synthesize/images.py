@@ -21,9 +21,8 @@ from micrographia.errors import UserError
 from micrographia.files import find_files, unique_names
 from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import StoredImage, read_stored, write_stored
+from micrographia.synthesize.resolution import RESOLUTIONS, check_resolution
 
-#: Edges of training images (px) that a generator of doublings can make.
-RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
 #: Shares of all pixels below and above the intensity window.
 WINDOW_QUANTILES = (0.001, 0.999)
 #: Pixels of float images from which the window is measured, at most; of integers all are counted.
@@ -63,10 +62,10 @@ class Window:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Square images of one size, in memory as compactly as the files hold them."""
+    """Images of one size, in memory as compactly as the files hold them."""
 
     images: np.ndarray
-    """``[N, C, R, R]``, uint8, uint16 or float32 as in the files: 3000 images of 512² and 8 bit are 0.8 GB,
+    """``[N, C, H, W]``, uint8, uint16 or float32 as in the files: 3000 images of 512² and 8 bit are 0.8 GB,
     a quarter of what float32 takes. :meth:`batch` makes of some of them what a network sees."""
     window: Window
     """One for the whole set: its 0.1 % and 99.9 % quantiles."""
@@ -89,7 +88,7 @@ class TrainingSet:
         return len(self.images)
 
     def batch(self, indices: Sequence[int] | np.ndarray | slice) -> Tensor:
-        """Patches as networks see them: float32 ``[n, C, R, R]``, the window mapped to -1 ... +1.
+        """Patches as networks see them: float32 ``[n, C, H, W]``, the window mapped to -1 ... +1.
 
         The 0.2 % of pixels outside the window are clipped: a hot pixel or an X-ray spike is nothing that a
         generator could or should learn.
@@ -108,9 +107,10 @@ def read_training_set(
     crops_per_image: int | None = None,
     classes: bool = False,
     seed: int = 0,
+    shape_px: tuple[int, int] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> TrainingSet:
-    """Read files, folders and patterns as training images of ``resolution`` x ``resolution`` pixels.
+    """Read files, folders and patterns as training images that networks of this resolution can make.
 
     Parameters
     ----------
@@ -131,6 +131,8 @@ def read_training_set(
         Each sub-folder is a class; its name is the class's.
     seed : int
         Of the random places.
+    shape_px : (int, int), optional
+        Height and width of the patches where they are no squares, at most `resolution`.
     say : callable, optional
         Takes sentences for the user: what was left out, and notes.
 
@@ -140,9 +142,10 @@ def read_training_set(
         The resolution is not a power of two; no file, or fewer than two patches; all images too small;
         bit depths mixed (grey levels of 8-bit, 16-bit and float images have nothing to do with each other); all images constant.
     """
-    _check_request(resolution, channels, fit, crops_per_image)
+    shape_px = shape_px or (resolution, resolution)
+    _check_request(resolution, shape_px, channels, fit, crops_per_image)
     files, class_of_file, class_names, outside = _files(paths, classes)
-    reader = _Reader(resolution, channels, fit, crops_per_image, seed)
+    reader = _Reader(shape_px, channels, fit, crops_per_image, seed)
     reader.failures += outside
     for number, (file, name) in enumerate(zip(files, unique_names(files), strict=True)):
         reader.add(number, file, name, class_of_file[number])
@@ -268,18 +271,14 @@ def write_samples(
 # ---------------------------------------------------------------- what was asked for
 
 
-def _check_request(resolution: int, channels: int, fit: str, crops_per_image: int | None) -> None:
-    if resolution not in RESOLUTIONS:
-        below = max((r for r in RESOLUTIONS if r < resolution), default=RESOLUTIONS[0])
-        above = min((r for r in RESOLUTIONS if r > resolution), default=RESOLUTIONS[-1])
-        near = (
-            f"{below} or {above}"
-            if below < resolution < above
-            else f"{below if resolution > below else above}"
-        )
+def _check_request(
+    resolution: int, shape_px: tuple[int, int], channels: int, fit: str, crops_per_image: int | None
+) -> None:
+    check_resolution(resolution)
+    if max(shape_px) > resolution or min(shape_px) < RESOLUTIONS[0]:
         raise UserError(
-            f"A resolution of {resolution} is not a power of two from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]}: "
-            f"choose {near}."
+            f"Images of {shape_px[1]} x {shape_px[0]} px do not fit networks of {resolution} px: give a width and a height "
+            f"from {RESOLUTIONS[0]} to {resolution}."
         )
     if channels not in (1, 3):
         raise UserError(f"{channels} channels cannot be read: choose 1 (grey) or 3 (red, green, blue).")
@@ -337,14 +336,11 @@ def _some(names: Sequence[str]) -> str:
 class _Reader:
     """Collects patches file by file, and what was wrong with the others."""
 
-    def __init__(self, resolution: int, channels: int, fit: str, crops: int | None, seed: int) -> None:
-        self.resolution, self.channels, self.fit, self.crops, self.seed = (
-            resolution,
-            channels,
-            fit,
-            crops,
-            seed,
-        )
+    def __init__(
+        self, shape_px: tuple[int, int], channels: int, fit: str, crops: int | None, seed: int
+    ) -> None:
+        self.height, self.width = shape_px
+        self.channels, self.fit, self.crops, self.seed = channels, fit, crops, seed
         self.patches: list[np.ndarray] = []
         self.names: list[str] = []
         self.corners_px: list[tuple[int, int]] = []
@@ -374,7 +370,7 @@ class _Reader:
             data, scale = self._fitted(data)
             rng = np.random.default_rng([self.seed, number, frame])
             for x, y in self._corners(data, rng):
-                patch = data[y : y + self.resolution, x : x + self.resolution]
+                patch = data[y : y + self.height, x : x + self.width]
                 self.patches.append(np.moveaxis(np.atleast_3d(patch), -1, 0).copy())
                 self.corners_px.append((x, y))
                 self.names.append(own)
@@ -388,31 +384,26 @@ class _Reader:
         if (data == data.flat[0]).all():
             return "is constant; there is nothing to learn from it."
         height, width = data.shape[:2]
-        if min(height, width) < self.resolution:
+        if height < self.height or width < self.width:
             self.too_small.append(min(height, width))
-            return f"is {width} x {height} px, smaller than {self.resolution} x {self.resolution}."
+            return f"is {width} x {height} px, smaller than {self.width} x {self.height}."
         return ""
 
     def _fitted(self, data: np.ndarray) -> tuple[np.ndarray, float]:
         """The image from which patches are cut, and how many of its old pixels make a new one."""
         height, width = data.shape[:2]
-        if self.fit == "crop" or min(height, width) == self.resolution:
+        scale = min(height / self.height, width / self.width)
+        if self.fit == "crop" or scale == 1:
             return data, 1.0
-        scale = min(height, width) / self.resolution
         return _area_resized(data, round(height / scale), round(width / scale)), scale
 
     def _corners(self, data: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-        spare_y, spare_x = (n - self.resolution for n in data.shape[:2])
+        spare_y, spare_x = data.shape[0] - self.height, data.shape[1] - self.width
         if self.fit == "resize":
             return [(spare_x // 2, spare_y // 2)]
         if self.crops is None or spare_x == spare_y == 0:
-            return [(x, y) for y in self._cover(spare_y) for x in self._cover(spare_x)]
+            return [(x, y) for y in _cover(spare_y, self.height) for x in _cover(spare_x, self.width)]
         return [(int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))) for _ in range(self.crops)]
-
-    def _cover(self, spare: int) -> list[int]:
-        """The fewest starts of patches that cover an edge, evenly spaced."""
-        count = -(-spare // self.resolution) + 1
-        return [round(start) for start in np.linspace(0, spare, count)]
 
     def notes(self, files: int) -> tuple[str, ...]:
         """What the user should know about the images that were or were not taken."""
@@ -421,7 +412,7 @@ class _Reader:
             fits = [r for r in RESOLUTIONS if r <= min(self.too_small)]
             mend = f"; all would fit {fits[-1]} px" if fits else ""
             notes.append(
-                f"{len(self.too_small)} images are smaller than {self.resolution} px and were left out{mend}."
+                f"{len(self.too_small)} images are smaller than {self.width} x {self.height} px and were left out{mend}."
             )
         if self.generated:
             notes.append(f"{self.generated} of {files} files were generated by micrographia, not measured.")
@@ -439,7 +430,7 @@ class _Reader:
             )
         if self.patches and len(self.patches) < 2:
             raise UserError(
-                f"One image of {self.resolution} x {self.resolution} px ({self.names[0]}) is no population to learn: "
+                f"One image of {self.width} x {self.height} px ({self.names[0]}) is no population to learn: "
                 "give more images, larger ones, or a smaller resolution."
             )
         if self.patches:
@@ -450,12 +441,18 @@ class _Reader:
             all_fit = [r for r in RESOLUTIONS if r <= min(self.too_small)]
             mend += f", all of them {all_fit[-1]}" if all_fit and fits[-1] != all_fit[-1] else ""
             raise UserError(
-                f"{len(self.too_small)} of {files} images are smaller than the resolution of {self.resolution} px "
+                f"{len(self.too_small)} of {files} images are smaller than {self.width} x {self.height} px "
                 f"(short edges {min(self.too_small)} to {max(self.too_small)} px), and the rest cannot be used: {mend}."
             )
         reasons = Counter(reason.partition(": ")[2] for _, reason in self.failures).most_common(3)
         told = "; ".join(f"{count} x {reason}" for reason, count in reasons)
         raise UserError(f"None of {files} files can be learnt from, such as {self.failures[0][0]}: {told}")
+
+
+def _cover(spare: int, edge: int) -> list[int]:
+    """The fewest starts of patches that cover a line, evenly spaced."""
+    count = -(-spare // edge) + 1
+    return [round(start) for start in np.linspace(0, spare, count)]
 
 
 def _compact(data: np.ndarray) -> np.ndarray:

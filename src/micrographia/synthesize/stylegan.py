@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micrographia.errors import UserError
+from micrographia.synthesize.resolution import check_resolution
 
-#: Resolutions that the networks are built for.
-RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
 #: Images that the discriminator compares with one another (minibatch standard deviation).
 GROUP = 4
 _SLOPE = 0.2
@@ -34,16 +33,6 @@ _SLOPE = 0.2
 def channels_at(resolution: int, size: int, width: int, widest: int) -> int:
     """Channels of the layers at `size` px: `width` at the full resolution, doubled with each halving."""
     return min(width * (resolution // size), widest)
-
-
-def check_resolution(resolution: int) -> None:
-    """Raise `UserError` unless networks can be built for this edge."""
-    if resolution not in RESOLUTIONS:
-        nearest = min(RESOLUTIONS, key=lambda r: abs(log2(r / max(resolution, 1))))
-        raise UserError(
-            f"resolution = {resolution}: give a power of two from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]}, "
-            f"for example {nearest}."
-        )
 
 
 class Dense(nn.Module):

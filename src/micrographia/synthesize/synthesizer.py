@@ -77,11 +77,14 @@ class Synthesizer:
             Fewer images than a batch, or of another size than the networks'.
         """
         config = self.config
-        if images.images.shape[-1] != config.resolution:
+        height, width = images.images.shape[-2:]
+        if not config.resolution // 2 < max(height, width) <= config.resolution:
             raise UserError(
-                f"The images have {images.images.shape[-1]} px, the networks {config.resolution}: read them with "
-                "the networks' resolution."
+                f"The images have {width} x {height} px, the networks {config.resolution}: read them with the networks' "
+                "resolution."
             )
+        if config.network == "dcgan" and height != width:
+            raise UserError("A dcgan draws squares only; choose stylegan2, or square images.")
         if len(images) < config.batch:
             raise UserError(
                 f"{len(images)} images are fewer than a batch of {config.batch}: give more images, cut more patches "
@@ -90,7 +93,7 @@ class Synthesizer:
         self.window, self.pixel_size_A, self.classes, self.seed = (
             images.window, images.pixel_size_A, images.classes, seed,
         )  # fmt: skip
-        self.channels = images.images.shape[1]
+        self.channels, self.shape_px = images.images.shape[1], (height, width)
         labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
         _, world = distributed.rank_and_world()
         batch = config.batch

@@ -98,9 +98,10 @@ def fit_synthesizer(
     set_threads()
     device = choose_device(recipe.device)
     config = recipe.images
+    edge = recipe.gan.resolution
     everything = read_training_set(
-        list(images), recipe.gan.resolution, config.channels, config.fit, config.crops_per_image or None,
-        config.classes, recipe.seed, say,
+        list(images), edge, config.channels, config.fit, config.crops_per_image or None, config.classes, recipe.seed,
+        (config.height_px or edge, config.width_px or edge), say,
     )  # fmt: skip
     everything = replace(everything, pixel_size_A=recipe.pixel_size_A or everything.pixel_size_A)
     training, real, held_out = _divided(everything, recipe)

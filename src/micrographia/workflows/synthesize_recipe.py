@@ -17,6 +17,10 @@ class ImagesConfig:
     """Grey images, or red, green and blue."""
     fit: Literal["crop", "resize"] = "crop"
     """Larger images are cut into patches at their own scale, or scaled down as a whole."""
+    height_px: int = 0
+    """Height of the images where they are no squares; 0 = gan.resolution."""
+    width_px: int = 0
+    """Their width; 0 = gan.resolution."""
     crops_per_image: int = 0
     """Patches cut from each image at random places; 0 = as many as cover it."""
     classes: bool = False
@@ -26,8 +30,10 @@ class ImagesConfig:
     or more, else patches."""
 
     def __post_init__(self) -> None:
-        if self.crops_per_image < 0 or not 0 <= self.hold_out <= 0.5:
-            raise UserError("images: crops_per_image must not be negative, hold_out must be 0 to 0.5.")
+        if min(self.crops_per_image, self.height_px, self.width_px) < 0 or not 0 <= self.hold_out <= 0.5:
+            raise UserError(
+                "images: crops_per_image, height_px and width_px must not be negative, hold_out must be 0 to 0.5."
+            )
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import pandas as pd
 import torch
 
 from micrographia.errors import UserError
-from micrographia.files import atomic_path
+from micrographia.files import atomic_path, find_files
+from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_stored, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
+from micrographia.synthesize.resolution import RESOLUTIONS
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
@@ -141,25 +143,27 @@ def evaluate(
     config = JudgeConfig(samples=samples, phases=phases)
     if generated.is_file() or (generated / "model.safetensors").is_file():
         model, _ = load_model(generated)
-        real_set = read_training_set(list(real), model.config.resolution, model.channels, say=say)
-        drawn, _ = draw_for_judging(model, real_set, samples, device)
-        window = model.window
+        shape_px, channels = model.shape_px, model.channels
     else:
-        edge = _edge_of(generated)
-        generated_set = read_training_set([generated], edge, say=say)
-        real_set = read_training_set(list(real), edge, say=say)
-        window = real_set.window
-        drawn = _in_window(generated_set, window)[:samples]
-    found = judge(
-        _in_window(real_set, window), drawn,
-        _in_window(read_training_set(list(training), real_set.images.shape[-1], real_set.images.shape[1], say=say), window)
-        if training else None,
-        config, 0,
-    )  # fmt: skip
+        model, channels = None, 1
+        shape_px = _shape_of(generated)
+    edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
+
+    def read(paths: Sequence[Path]) -> TrainingSet:
+        return read_training_set(list(paths), edge, channels, shape_px=shape_px, say=say)
+
+    real_set = read(real)
+    window = model.window if model else real_set.window
+    if model:
+        drawn, _ = draw_for_judging(model, real_set, samples, device)
+    else:
+        drawn = _in_window(read([generated]), window)[:samples]
+    known = _in_window(read(training), window) if training else None
+    found = judge(_in_window(real_set, window), drawn, known, config, 0, pixel_size_A=real_set.pixel_size_A)
     if out is not None:
         _require_room(out)
         report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
-        judgement_sections(report, found, _in_window(real_set, window), drawn, None)
+        judgement_sections(report, found, _in_window(real_set, window), drawn, known)
         report.write(out / "report.html")
         with atomic_path(out / "metrics.json") as temporary:
             temporary.write_text(json.dumps(found.numbers, indent=1, default=float) + "\n")
@@ -234,14 +238,13 @@ def _require_same_depth(dtype: str, window: Window) -> None:
         )
 
 
-def _edge_of(folder: Path) -> int:
-    for edge in (1024, 512, 256, 128, 64, 32, 16):
-        try:
-            read_training_set([folder], edge)
-        except UserError:
-            continue
-        return edge
-    raise UserError(f"{folder}: holds neither a model nor images of at least 16 px.")
+def _shape_of(folder: Path) -> tuple[int, int]:
+    """Height and width of the first image in a folder, as far as they can be compared at once."""
+    files = find_files([folder], FOLDER_SUFFIXES)
+    if not files:
+        raise UserError(f"{folder}: holds neither a model nor images.")
+    height, width = read_stored(files[0])[0].data.shape[:2]
+    return min(height, RESOLUTIONS[-1]), min(width, RESOLUTIONS[-1])
 
 
 def _write_picture(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:
