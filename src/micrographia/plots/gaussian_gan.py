@@ -64,7 +64,7 @@ def gaussian_gan_figure(
     losses.tick_params(labelbottom=False)
     _lines(errors, courses, ("mean_error", "narrowest", "widest"))
     errors.axhline(1, color="0.5", lw=0.8, ls=":")
-    errors.set(ylabel="in true standard deviations", xlabel="step", ylim=(0, None))
+    errors.set(ylabel="true standard deviations", xlabel="step", ylim=(0, None))
     return figure
 
 
