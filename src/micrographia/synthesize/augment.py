@@ -62,8 +62,9 @@ class AugmentConfig:
     target: float = 0.6
     """Mean sign of the critic's answers to real images above which p rises, and below which it falls; 0 = p stays
     where it is. [0.6]"""
-    adapt_images: float = 50_000.0
-    """Images in which p can rise from 0 to 1; few, because trainings of small networks are short. [500000]"""
+    adapt_images: float = 100_000.0
+    """Images in which p can rise from 0 to 1; fewer than in the paper, because trainings of small networks are
+    short; for fifty training images 20000. [500000]"""
     p: float = 0.0
     """Probability of each transformation to begin with. [0]"""
 

@@ -28,6 +28,8 @@ from micrographia.synthesize.resolution import check_resolution
 #: Images that the discriminator compares with one another (minibatch standard deviation).
 GROUP = 4
 _SLOPE = 0.2
+#: Strength of a layer's noise at the start. The paper starts from 0; micrographs are noisy, and learn it late then.
+_NOISE = 0.1
 
 
 def channels_at(resolution: int, size: int, width: int, widest: int) -> int:
@@ -122,7 +124,7 @@ class StyledLayer(nn.Module):
         self.size = size
         self.conv = StyledConv(channels_in, channels_out, latent, up=up)
         self.bias = nn.Parameter(torch.zeros(channels_out, 1, 1))
-        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.noise_strength = nn.Parameter(torch.tensor(_NOISE))
         self.register_buffer("fixed_noise", torch.randn(1, 1, size, size))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:

@@ -153,6 +153,8 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "latent": {"symmetry": 6, "range_deg": 30.0, "steps": 550},
     },
     "stylegan2-ada": {"journey": "synthesize"},
+    # A critic learns fifty images by heart at once.
+    "stylegan2-few": {"journey": "synthesize", "gan": {"augment": {"adapt_images": 20000.0}}},
     "r3gan": {"journey": "synthesize", "gan": {"loss": "relativistic", "r1_every": 1, "path_length": 0.0}},
     # As it is taught: Radford's layout and optimiser, nothing of what came later.
     "dcgan": {
