@@ -251,3 +251,22 @@ def test_a_table_of_frames_is_not_laid_on_images_that_are_missing(movie, tmp_pat
             tmp_path / "sites.csv",
             say=lambda text: None,
         )
+
+
+def test_counts_stay_counts_and_a_recipe_may_come_with_sites(movie, tmp_path, capsys):
+    folder, truth = movie
+    counts = tmp_path / "counts"
+    from micrographia.io import read_folder
+
+    for image in read_folder([folder])[0]:
+        # Sharp edges: interpolation overshoots them.
+        data = np.where(image.data > np.quantile(image.data, 0.8), 9.0, 0.0).astype(np.float32)
+        write_image(counts / image.name, image.with_data(data, "thresholded"))
+    truth.drop(columns="image").assign(image="x").to_csv(tmp_path / "sites.csv", index=False)
+    words = ["run", "explore", "--images", str(counts), "--out", str(tmp_path / "out")]
+    words += ["--sites", str(tmp_path / "sites.csv")]
+    more = ("latent.network.loss=poisson", "patches.window_A=6", "patches.size_px=20", "compare=false")
+    assert main([*words, *changes(*more)]) == 0
+    assert len(pd.read_csv(tmp_path / "out" / "atoms.csv")) == len(truth)
+    assert main(["run", "wse2", "--images", str(counts), "--sites", str(tmp_path / "sites.csv")]) == 2
+    assert "--sites is for recipes to explore" in capsys.readouterr().err

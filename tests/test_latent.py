@@ -300,3 +300,17 @@ def test_a_model_refuses_other_patches_and_says_what_it_knows():
 def test_impossible_latent_spaces_are_refused_at_once(wrong):
     with pytest.raises(UserError):
         wrong()
+
+
+def test_a_model_that_was_built_otherwise_is_told_from_a_broken_one(tmp_path):
+    from micrographia.nets.weights import load_tree, save_tree
+
+    model = presets.rvae(n=2, config=VaeConfig(epochs=1, hidden=16, batch=10), seed=0)
+    model.fit(np.random.default_rng(0).normal(size=(20, 12, 12)).astype(np.float32))
+    model.save(tmp_path / "now.safetensors")
+    tree = load_tree(tmp_path / "now.safetensors", "vae")
+    weights = tree["networks"]["vae"]
+    weights.pop(next(iter(weights)))
+    save_tree(tmp_path / "then.safetensors", tree, "vae")
+    with pytest.raises(UserError, match="another version of micrographia"):
+        VAE.load(tmp_path / "then.safetensors")

@@ -66,10 +66,7 @@ def add_commands(group: Any) -> None:
     explore.add_argument("--model", default=None, help="rvae, shift_vae, vae, ae, joint_rvae ... [rvae]")
     explore.add_argument("--latents", type=positive, default=None, metavar="N", help="continuous latents [2]")
     explore.add_argument("--classes", type=int, default=None, metavar="K", help="classes or clusters [4]")
-    explore.add_argument(
-        "--sites", type=Path, default=None, metavar="FILE",
-        help="table of sites to use instead of finding atoms (CSV or Parquet: image or frame, x_px, y_px, kind)",
-    )  # fmt: skip
+    _add_sites(explore)
     _add_find_options(explore, None)
 
     run = add_command(
@@ -90,6 +87,7 @@ def add_commands(group: Any) -> None:
         metavar="PATH",
         help="files, folders or patterns",
     )
+    _add_sites(run)
     _add_find_options(run, None)
 
     recipe = add_command(
@@ -111,6 +109,13 @@ def _add_run_folder(parser: argparse.ArgumentParser, default: str | None) -> Non
     parser.add_argument("--resume", action="store_true", help="go on with an earlier run in that folder")
 
 
+def _add_sites(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sites", type=Path, default=None, metavar="FILE",
+        help="explore: table of sites to use instead of finding atoms (CSV or Parquet: image or frame, x_px, y_px, kind)",
+    )  # fmt: skip
+
+
 def _add_find_options(parser: argparse.ArgumentParser, default: str | None) -> None:
     _add_run_folder(parser, default)
     add_changes(parser)
@@ -121,13 +126,16 @@ def _add_find_options(parser: argparse.ArgumentParser, default: str | None) -> N
 def run_recipe(arguments: argparse.Namespace) -> None:
     """`micrographia run`."""
     from micrographia.cli.synthesize import fit_recipe
+    from micrographia.errors import UserError
     from micrographia.workflows.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, [*arguments.changes, *_changes(arguments)])
+    if arguments.sites is not None and recipe.journey != "explore":
+        raise UserError(f"--sites is for recipes to explore; {arguments.recipe} is one to {recipe.journey}.")
     if recipe.journey == "find":
         _find(recipe, arguments)
     elif recipe.journey == "explore":
-        _explore(recipe, arguments, None)
+        _explore(recipe, arguments, arguments.sites)
     else:
         fit_recipe(recipe, arguments)
 

@@ -240,7 +240,14 @@ class VAE(TransformerMixin, BaseEstimator):
     def load(cls, path: str | Path, device: str = "auto") -> VAE:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "vae")
-        return cls.restored(settings, states["vae"], device)
+        try:
+            return cls.restored(settings, states["vae"], device)
+        except (KeyError, TypeError, RuntimeError) as error:
+            detail = str(error).strip().splitlines()[-1].strip()
+            raise UserError(
+                f"{path}: written by another version of micrographia, whose models were built otherwise ({detail}); "
+                "train the model again."
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds this model beside the weights of :attr:`network`, as plain values."""

@@ -273,6 +273,10 @@ def _patches(
         config.time_stack,
         pixel_size_A=sampling_A if config.of == "positions" else None,
     )
+    if recipe.latent.network.loss != "gaussian" and config.of == "image":
+        # Interpolation overshoots at edges; there are no negative counts, and no probabilities above 1.
+        low, high = min(m.data.min() for m in images), max(m.data.max() for m in images)
+        cut = replace(cut, images=cut.images.clip(low, high))
     return replace(cut, sites=table.iloc[cut.rows].reset_index(drop=True))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from micrographia.errors import UserError
 from micrographia.metrics.distances import compare_sets, frechet_distance, standardise
-from micrographia.metrics.features import physical_features
+from micrographia.metrics.features import inception_extractor, physical_features
 from micrographia.metrics.memorisation import Memorisation, memorisation
 from micrographia.metrics.microstructure import MicrostructureComparison, compare_micrographs
 from micrographia.plots.synthesis import sheet
@@ -181,7 +181,8 @@ def judge(
     classes : (of real, of generated, names), optional
     """
     grey_real, grey = real.mean(axis=1), generated.mean(axis=1)
-    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, seed=seed, n_bootstrap=config.bootstrap)
+    extractor = inception_extractor(config.inception_weights) if config.inception_weights else None
+    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, extractor, seed, n_bootstrap=config.bootstrap)
     microstructure = None
     if config.phases:
         microstructure = compare_micrographs(

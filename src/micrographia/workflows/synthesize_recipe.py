@@ -47,6 +47,9 @@ class JudgeConfig:
     threshold_each: bool = False
     """Find the threshold of each image by itself, because brightness differs from image to image; else one of the
     real images cuts all."""
+    inception_weights: str = ""
+    """File of the Inception weights that torch-fidelity publishes, for the Fréchet distance of the literature; empty =
+    physical features."""
     bootstrap: int = 200
     """Resamples for the intervals."""
 
