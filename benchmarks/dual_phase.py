@@ -36,7 +36,7 @@ NO_ADA = AugmentConfig(target=0.0)
 RUNS: dict[str, tuple[int, GanConfig]] = {
     "StyleGAN2-ADA": (2000, STYLEGAN),
     "DCGAN": (2000, built_in("dcgan").gan),
-    "StyleGAN2-ADA, 50 images": (50, STYLEGAN),
+    "StyleGAN2-ADA, 50 images": (50, built_in("stylegan2-few").gan),
     "StyleGAN2, 50 images": (50, replace(STYLEGAN, augment=NO_ADA)),
 }
 SHOWN = (

@@ -125,7 +125,7 @@ def test_samples_are_functions_of_their_seeds_and_survive_saving(tmp_path: Path)
     again = Synthesizer.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(model.sample([5, 9]), again.sample([5, 9]))
     assert again.window == model.window
-    mean = again.sample([1, 2], truncation=0.0)
+    mean = again.draw_styles(again.styles([1, 2]), truncation=0.0)
     np.testing.assert_allclose(mean[0], mean[1], atol=1e-5)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged or not a model"):

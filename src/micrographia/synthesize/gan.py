@@ -18,7 +18,7 @@ same random transformations, as often as needed (adaptive augmentation, Karras e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import sqrt
@@ -40,7 +40,7 @@ from micrographia.synthesize.dcgan import DCDiscriminator, DCGenerator, measure_
 from micrographia.synthesize.resolution import check_resolution
 from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator
 from micrographia.training import distributed
-from micrographia.training.parallel import backward_side_by_side
+from micrographia.training.parallel import backward_side_by_side, side_by_side
 
 #: Weight of the newest path lengths in their running mean.
 _PATH_DECAY = 0.01
@@ -68,11 +68,11 @@ class GanConfig:
     """The most channels at any resolution; StyleGAN2 only. [512]"""
     mapping_layers: int = 2
     """Layers from a code to a style; StyleGAN2 only. [2 to 8]"""
-    learning_rate: float = 0.0025
+    learning_rate: float = 0.003
     """Adam's learning rate. [0.0025]"""
     beta1: float = 0.0
     """Adam's first momentum. [0]"""
-    r1: float = 1.0
+    r1: float = 4.0
     """Weight γ of the gradient penalty; 0 = none. [0.0002 · pixels / batch]"""
     r1_every: int = 16
     """Steps between gradient penalties, which weigh as much more; relativistic training takes 1. [16]"""
@@ -191,10 +191,21 @@ class GAN:
         """Let critic and generator learn from real images ``[N, C, H, W]`` and their classes ``[N]``."""
         real, labels = batch
         draw = _Draws(self.seed, step, len(real), real.device)
-        values: dict[str, float | Tensor] = {}
-        values |= self._critic_step(real, labels, step, draw)
-        values |= self._generator_step(real, labels, step, draw)
-        return values
+        critic: Any = self.networks["critic"]
+        inputs = self._inputs(draw, labels if critic.classes is not None else None)
+        # Drawn once for both to learn from; again for the generator where its graph would take too much memory.
+        keep = self.config.accumulate == 1
+
+        def generate(part: slice) -> Tensor:
+            with torch.set_grad_enabled(keep):
+                return self._generate(inputs.part(part)).float()
+
+        parts = self._parts(len(real))
+        fakes = side_by_side([partial(generate, part) for part in parts], real.device.type == "cpu")
+        values = self._critic_step(
+            real, torch.cat([fake.detach() for fake in fakes]), inputs.classes, step, draw
+        )
+        return values | self._generator_step(real, fakes if keep else None, inputs, step, draw)
 
     @torch.no_grad()
     def drawing_generator(self) -> nn.Module:
@@ -215,14 +226,11 @@ class GAN:
     # ------------------------------------------------------------ critic
 
     def _critic_step(
-        self, real: Tensor, labels: Tensor, step: int, draw: _Draws
+        self, real: Tensor, fake: Tensor, classes: Tensor | None, step: int, draw: _Draws
     ) -> dict[str, float | Tensor]:
-        config: GanConfig = self.config
-        critic: Any = self.networks["critic"]
-        classes = labels if critic.classes is not None else None
-        with torch.no_grad():
-            fake = self._generate(self._inputs(draw, classes)).float()
-            real, fake = self._transformed(real, draw), self._transformed(fake, draw)
+        config = self.config
+        n = len(real)
+        real, fake = self._transformed(real, draw), self._transformed(fake, draw)
         penalise = config.r1 > 0 and step % config.r1_every == 0
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
@@ -238,7 +246,7 @@ class GAN:
                 (slopes,) = torch.autograd.grad(judged, both, create_graph=True)
                 penalty = slopes.float().square().sum() / len(on_real)
                 loss = loss + config.r1 / 2 * config.r1_every * penalty
-            share = len(on_real) / len(real)
+            share = len(on_real) / n
             signs = on_real.detach().sign().mean()
             told = torch.stack(
                 [
@@ -251,8 +259,8 @@ class GAN:
             )
             return share * loss, share * told
 
-        told = torch.stack(self._side_by_side(judge, "critic", len(real))).sum(dim=0)
-        self.probability.update(float(told[2]), distributed.rank_and_world()[1] * len(real), real.device)
+        told = self._learn("critic", [partial(judge, part) for part in self._parts(n)])
+        self.probability.update(float(told[2]), draw.world, real.device)
         values: dict[str, float | Tensor] = {
             "critic": told[0],
             "real_logit": told[3],
@@ -265,31 +273,26 @@ class GAN:
     # ------------------------------------------------------------ generator
 
     def _generator_step(
-        self, real: Tensor, labels: Tensor, step: int, draw: _Draws
+        self, real: Tensor, fakes: list[Tensor] | None, inputs: _Inputs, step: int, draw: _Draws
     ) -> dict[str, float | Tensor]:
-        config: GanConfig = self.config
-        critic: Any = self.networks["critic"]
-        classes = labels if critic.classes is not None else None
-        inputs = self._inputs(draw, classes)
+        config = self.config
         transforms = self._draw_transforms(real, draw)
         relativistic = config.loss == "relativistic"
         if relativistic:
-            with torch.no_grad():
-                real = self._transformed(real, draw)
+            real = self._transformed(real, draw)
         measure = config.network == "stylegan2" and config.path_length > 0 and step % config.path_every == 0
         directions = draw.normal(*real.shape[1:]) if measure else real
         target = self.path_length.to(real.device)
 
-        def fool(part: slice) -> tuple[Tensor, Tensor]:
+        def fool(part: slice, fake: Tensor | None) -> tuple[Tensor, Tensor]:
             own = inputs.part(part)
-            fake = self._generate(own).float()
+            fake = self._generate(own).float() if fake is None else fake
             shown = fake if transforms is None else apply_transforms(fake, transforms.part(part))
-            own_classes = None if classes is None else classes[part]
             if relativistic:
-                on_real, on_fake = self._judge(torch.cat([real[part], shown]), own_classes, 2).chunk(2)
+                on_real, on_fake = self._judge(torch.cat([real[part], shown]), own.classes, 2).chunk(2)
                 adversarial = F.softplus(on_real - on_fake).mean()
             else:
-                adversarial = F.softplus(-self._judge(shown, own_classes, 1)).mean()
+                adversarial = F.softplus(-self._judge(shown, own.classes, 1)).mean()
             loss, penalty, length = adversarial, torch.zeros_like(adversarial), torch.zeros_like(adversarial)
             if measure:
                 lengths = self._path_lengths(own.part(slice(None, None, 2)), directions[part][::2])
@@ -298,9 +301,11 @@ class GAN:
             share = len(fake) / len(real)
             return share * loss, share * torch.stack([adversarial.detach(), penalty.detach(), length])
 
-        critic.requires_grad_(False)
-        told = torch.stack(self._side_by_side(fool, "generator", len(real))).sum(dim=0)
-        critic.requires_grad_(True)
+        parts = self._parts(len(real))
+        drawn: Sequence[Tensor | None] = fakes or [None] * len(parts)
+        self.networks["critic"].requires_grad_(False)
+        told = self._learn("generator", [partial(fool, *t) for t in zip(parts, drawn, strict=True)])
+        self.networks["critic"].requires_grad_(True)
         values: dict[str, float | Tensor] = {"generator": told[0]}
         if measure:
             length = distributed.mean_over_processes([float(told[2])], real.device)[0]
@@ -373,19 +378,21 @@ class GAN:
         transforms = self._draw_transforms(images, draw)
         return images if transforms is None else apply_transforms(images, transforms)
 
-    def _side_by_side(self, term, name: str, n: int) -> list[Tensor]:
-        """Set the network's gradients to those of all parts' losses together, and let it learn."""
-        optimizer = self.optimizers[name]
+    def _parts(self, n: int) -> list[slice]:
+        """Parts of whole groups in which a batch of `n` is computed."""
         parts = 1
         if self.config.network == "stylegan2":
-            cpu = next(self.networks[name].parameters()).device.type == "cpu"
+            cpu = next(self.networks["critic"].parameters()).device.type == "cpu"
             parts = max(self.config.accumulate, 2 if cpu else 1)
         size = -(-n // (parts * GROUP)) * GROUP
-        terms = [partial(term, slice(start, start + size)) for start in range(0, n, size)]
-        parameters = optimizer.param_groups[0]["params"]
-        told = backward_side_by_side(terms, parameters)
+        return [slice(start, start + size) for start in range(0, n, size)]
+
+    def _learn(self, name: str, terms: Sequence[Callable[[], tuple[Tensor, Tensor]]]) -> Tensor:
+        """Let a network learn from the sum of all parts' losses; return the sum of what they tell."""
+        optimizer = self.optimizers[name]
+        told = backward_side_by_side(terms, optimizer.param_groups[0]["params"])
         distributed.optimizer_step(optimizer)
-        return told
+        return torch.stack(told).sum(dim=0)
 
 
 @dataclass(frozen=True)

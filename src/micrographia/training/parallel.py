@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Term = Callable[[], tuple[Tensor, Any]]
+Result = TypeVar("Result")
 
 
 def backward_side_by_side(
@@ -43,12 +44,9 @@ def backward_side_by_side(
         loss, result = term()
         return torch.autograd.grad(loss, parameters, allow_unused=True), result
 
-    threads = torch.get_num_threads()
-    workers = min(threads, len(terms)) if at_once and parameters[0].device.type == "cpu" else 1
-    if workers > 1:
-        done = list(_pool(workers, threads // workers).map(gradients, terms))
-    else:
-        done = [gradients(term) for term in terms]
+    done = side_by_side(
+        [partial(gradients, term) for term in terms], at_once and parameters[0].device.type == "cpu"
+    )
     for parameter, *parts in zip(parameters, *(g for g, _ in done), strict=True):
         # In the parameter's own memory format: fused optimizers walk through both in the order of memory.
         parameter.grad = torch.zeros_like(parameter)
@@ -56,6 +54,15 @@ def backward_side_by_side(
             if part is not None:
                 parameter.grad += part
     return [result for _, result in done]
+
+
+def side_by_side(functions: Sequence[Callable[[], Result]], at_once: bool) -> list[Result]:
+    """Call functions, `at_once` in as many threads as PyTorch has, and return what they return in their order."""
+    threads = torch.get_num_threads()
+    workers = min(threads, len(functions)) if at_once else 1
+    if workers > 1:
+        return list(_pool(workers, threads // workers).map(lambda function: function(), functions))
+    return [function() for function in functions]
 
 
 @lru_cache(maxsize=4)
