@@ -83,6 +83,8 @@ class TrainingSet:
     """Names of the classes."""
     notes: tuple[str, ...] = field(default=())
     """What a user should know about the set, in sentences."""
+    binning: int = 1
+    """Squares of so many pixels of the files are one here."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,6 +110,7 @@ def read_training_set(
     classes: bool = False,
     seed: int = 0,
     shape_px: tuple[int, int] | None = None,
+    binning: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> TrainingSet:
     """Read files, folders and patterns as training images that networks of this resolution can make.
@@ -133,6 +136,9 @@ def read_training_set(
         Of the random places.
     shape_px : (int, int), optional
         Height and width of the patches where they are no squares, at most `resolution`.
+    binning : int
+        Squares of so many pixels become one before anything else: for finely sampled images, of which a patch
+        would show too little.
     say : callable, optional
         Takes sentences for the user: what was left out, and notes.
 
@@ -143,9 +149,9 @@ def read_training_set(
         bit depths mixed (grey levels of 8-bit, 16-bit and float images have nothing to do with each other); all images constant.
     """
     shape_px = shape_px or (resolution, resolution)
-    _check_request(resolution, shape_px, channels, fit, crops_per_image)
+    _check_request(resolution, shape_px, channels, fit, crops_per_image, binning)
     files, class_of_file, class_names, outside = _files(paths, classes)
-    reader = _Reader(shape_px, channels, fit, crops_per_image, seed)
+    reader = _Reader(shape_px, channels, fit, crops_per_image, seed, binning)
     reader.failures += outside
     for number, (file, name) in enumerate(zip(files, unique_names(files), strict=True)):
         reader.add(number, file, name, class_of_file[number])
@@ -173,6 +179,7 @@ def read_training_set(
         labels,
         class_names,
         notes,
+        binning,
     )
     if say is not None:
         for _, reason in result.failures[:5]:
@@ -272,9 +279,16 @@ def write_samples(
 
 
 def _check_request(
-    resolution: int, shape_px: tuple[int, int], channels: int, fit: str, crops_per_image: int | None
+    resolution: int,
+    shape_px: tuple[int, int],
+    channels: int,
+    fit: str,
+    crops_per_image: int | None,
+    binning: int,
 ) -> None:
     check_resolution(resolution)
+    if binning < 1:
+        raise UserError(f"binning = {binning} is not possible: give 1 (none) or more.")
     if max(shape_px) > resolution or min(shape_px) < RESOLUTIONS[0]:
         raise UserError(
             f"Images of {shape_px[1]} x {shape_px[0]} px do not fit networks of {resolution} px: give a width and a height "
@@ -337,10 +351,11 @@ class _Reader:
     """Collects patches file by file, and what was wrong with the others."""
 
     def __init__(
-        self, shape_px: tuple[int, int], channels: int, fit: str, crops: int | None, seed: int
+        self, shape_px: tuple[int, int], channels: int, fit: str, crops: int | None, seed: int, binning: int
     ) -> None:
         self.height, self.width = shape_px
         self.channels, self.fit, self.crops, self.seed = channels, fit, crops, seed
+        self.binning = binning
         self.patches: list[np.ndarray] = []
         self.names: list[str] = []
         self.corners_px: list[tuple[int, int]] = []
@@ -383,7 +398,7 @@ class _Reader:
             return f"{bad} of {data.size} pixels are NaN or infinite; repair or crop them."
         if (data == data.flat[0]).all():
             return "is constant; there is nothing to learn from it."
-        height, width = data.shape[:2]
+        height, width = (n // self.binning for n in data.shape[:2])
         if height < self.height or width < self.width:
             self.too_small.append(min(height, width))
             return f"is {width} x {height} px, smaller than {self.width} x {self.height}."
@@ -391,10 +406,11 @@ class _Reader:
 
     def _fitted(self, data: np.ndarray) -> tuple[np.ndarray, float]:
         """The image from which patches are cut, and how many of its old pixels make a new one."""
+        data = binned(data, self.binning)
         height, width = data.shape[:2]
         scale = min(height / self.height, width / self.width)
         if self.fit == "crop" or scale == 1:
-            return data, 1.0
+            return data, float(self.binning)
         return _area_resized(data, round(height / scale), round(width / scale)), scale
 
     def _corners(self, data: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -461,6 +477,14 @@ def _compact(data: np.ndarray) -> np.ndarray:
         return data.astype(np.uint8)
     kept = data.dtype.kind == "u" and data.dtype.itemsize <= 2
     return data.astype(data.dtype.newbyteorder("=") if kept else np.float32)
+
+
+def binned(data: np.ndarray, binning: int) -> np.ndarray:
+    """Mean over squares of pixels of ``[H, W]`` or ``[H, W, C]``; what is left over at the edge is cut off."""
+    if binning == 1:
+        return data
+    height, width = (n // binning for n in data.shape[:2])
+    return _area_resized(data[: height * binning, : width * binning], height, width)
 
 
 def _area_resized(data: np.ndarray, height: int, width: int) -> np.ndarray:

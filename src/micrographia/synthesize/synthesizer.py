@@ -48,6 +48,7 @@ class Synthesizer:
         self.pixel_size_A: float | None = None
         self.classes: tuple[str, ...] = ()
         self.channels = 1
+        self.binning = 1
         self.shape_px = (self.config.resolution, self.config.resolution)
         self.seed = 0
 
@@ -94,6 +95,7 @@ class Synthesizer:
             images.window, images.pixel_size_A, images.classes, seed,
         )  # fmt: skip
         self.channels, self.shape_px = images.images.shape[1], (height, width)
+        self.binning = images.binning
         labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
         _, world = distributed.rank_and_world()
         batch = config.batch
@@ -255,6 +257,7 @@ class Synthesizer:
             "classes": list(self.classes),
             "shape_px": list(self.shape_px),
             "window": asdict(self.window),
+            "binning": self.binning,
             "pixel_size_A": self.pixel_size_A,
             "seed": self.seed,
         }
@@ -270,7 +273,7 @@ class Synthesizer:
             model.channels, model.classes = settings["channels"], tuple(settings["classes"])
             model.shape_px = tuple(settings["shape_px"])
             model.window, model.pixel_size_A = Window(**settings["window"]), settings["pixel_size_A"]
-            model.seed = settings["seed"]
+            model.seed, model.binning = settings["seed"], settings["binning"]
             network = make_generator(model.config, model.channels, len(model.classes), model.shape_px)
             network.load_state_dict(states["generator"])
         except (KeyError, TypeError, RuntimeError) as error:

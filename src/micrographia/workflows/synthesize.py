@@ -101,7 +101,7 @@ def fit_synthesizer(
     edge = recipe.gan.resolution
     everything = read_training_set(
         list(images), edge, config.channels, config.fit, config.crops_per_image or None, config.classes, recipe.seed,
-        (config.height_px or edge, config.width_px or edge), say,
+        (config.height_px or edge, config.width_px or edge), config.binning, say,
     )  # fmt: skip
     everything = replace(everything, pixel_size_A=recipe.pixel_size_A or everything.pixel_size_A)
     training, real, held_out = _divided(everything, recipe)

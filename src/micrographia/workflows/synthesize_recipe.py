@@ -17,6 +17,8 @@ class ImagesConfig:
     """Grey images, or red, green and blue."""
     fit: Literal["crop", "resize"] = "crop"
     """Larger images are cut into patches at their own scale, or scaled down as a whole."""
+    binning: int = 1
+    """Squares of so many pixels become one: for finely sampled images, of which a patch would show too little."""
     height_px: int = 0
     """Height of the images where they are no squares; 0 = gan.resolution."""
     width_px: int = 0
@@ -30,9 +32,13 @@ class ImagesConfig:
     or more, else patches."""
 
     def __post_init__(self) -> None:
-        if min(self.crops_per_image, self.height_px, self.width_px) < 0 or not 0 <= self.hold_out <= 0.5:
+        if (
+            min(self.crops_per_image, self.height_px, self.width_px) < 0
+            or self.binning < 1
+            or not 0 <= self.hold_out <= 0.5
+        ):
             raise UserError(
-                "images: crops_per_image, height_px and width_px must not be negative, hold_out must be 0 to 0.5."
+                "images: crops_per_image, height_px and width_px must not be negative, binning at least 1, hold_out 0 to 0.5."
             )
 
 

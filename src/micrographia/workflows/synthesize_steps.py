@@ -18,7 +18,7 @@ from micrographia.io import read_stored, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
-from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
+from micrographia.synthesize.images import TrainingSet, Window, binned, read_training_set, write_samples
 from micrographia.synthesize.resolution import RESOLUTIONS
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.device import set_threads
@@ -143,14 +143,14 @@ def evaluate(
     config = JudgeConfig(samples=samples, phases=phases)
     if generated.is_file() or (generated / "model.safetensors").is_file():
         model, _ = load_model(generated)
-        shape_px, channels = model.shape_px, model.channels
+        shape_px, channels, binning = model.shape_px, model.channels, model.binning
     else:
-        model, channels = None, 1
+        model, channels, binning = None, 1, 1
         shape_px = _shape_of(generated)
     edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
 
     def read(paths: Sequence[Path]) -> TrainingSet:
-        return read_training_set(list(paths), edge, channels, shape_px=shape_px, say=say)
+        return read_training_set(list(paths), edge, channels, shape_px=shape_px, binning=binning, say=say)
 
     real_set = read(real)
     window = model.window if model else real_set.window
@@ -210,7 +210,7 @@ def learn_gaussian(seed: int, out: Path, say: Say) -> None:
 def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
     """One real image as the model sees it, ``[C, H, W]``: the centre of a larger one."""
     stored = read_stored(path, colours=synthesizer.channels == 3)[0]
-    data = np.atleast_3d(stored.data)
+    data = binned(np.atleast_3d(stored.data), synthesizer.binning)
     height, width = synthesizer.shape_px
     if data.shape[0] < height or data.shape[1] < width:
         raise UserError(
