@@ -26,6 +26,9 @@ from micrographia.training.loop import OutOfMemory, TrainConfig, TrainResult, ou
 
 #: Images on which the distance to the real ones is measured during training, at most.
 WATCHED = 512
+#: Standard deviations of the real images to which features are clipped for that distance. A young generator misses some
+#: (the noise level) by hundreds; unclipped they would outweigh everything else, and noise be taken for the best state.
+LIMIT = 5.0
 #: Images drawn at once.
 _DRAWN_AT_ONCE = 16
 #: The physical features count lengths in Å; images that are only compared with each other have this pixel, which
@@ -60,7 +63,9 @@ class Synthesizer:
         device: str = "auto",
         watch: Callable[[int, np.ndarray], None] | None = None,
     ) -> TrainResult:
-        """Learn from a set of images; the state kept is the one nearest to them (Fréchet, physical features).
+        """Learn from a set of images; the state kept is the one nearest to them.
+
+        Nearest by the Fréchet distance of physical features, each clipped to `LIMIT`.
 
         Parameters
         ----------
@@ -120,7 +125,8 @@ class Synthesizer:
             samples = _draw(model.drawing_generator(), shown, shown_labels if self.classes else None)
             if watch is not None:
                 watch(step, samples)
-            return {"frechet": float(frechet_distance(*standardise(real, _features(samples))))}
+            known, drawn = standardise(real, _features(samples))
+            return {"frechet": frechet_distance(known.clip(-LIMIT, LIMIT), drawn.clip(-LIMIT, LIMIT))}
 
         run = TrainConfig(
             steps=config.steps,
