@@ -242,10 +242,12 @@ def test_images_that_are_no_squares(tmp_path):
         str(folder),
     ]
     assert main(words) == 0
+    (folder / "broken.png").write_bytes(b"no picture")
     out = tmp_path / "run"
     words = ["synthesize", "fit", str(folder), "--resolution", "32", "--out", str(out)]
     assert main([*words, *changes("images.height_px=24", "gan.steps=4", "images.crops_per_image=3")]) == 0
     assert Image.open(next((out / "samples").glob("*.png"))).size == (32, 24)
+    assert "1 files or frames were left out" in (out / "report.html").read_text("utf-8")
 
 
 def test_dcgan_by_recipe(steel, tmp_path):

@@ -42,9 +42,12 @@ def sheet_figure(sets: Mapping[str, np.ndarray], columns: int = 6) -> Figure:
     aspect = max(s.shape[0] / s.shape[1] for s in sheets.values())
     width_in = min(10.0, 3.2 * len(sheets) + 1.5)
     figure = Figure(figsize=(width_in, width_in / len(sheets) * aspect + 0.35), layout="constrained")
-    panels = figure.subplots(1, len(sheets), squeeze=False, width_ratios=widths)[0]
+    panels = figure.subplots(
+        1, len(sheets), squeeze=False, width_ratios=widths, gridspec_kw={"wspace": 0.06}
+    )[0]
     for axes, (name, picture) in zip(panels, sheets.items(), strict=True):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_anchor("N")
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_axis_off()
     return figure

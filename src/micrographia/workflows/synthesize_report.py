@@ -28,6 +28,12 @@ def write_synthesis_report(found: Synthesis) -> None:
             "The images that judge are those that the model learnt from: too few to hold some out. Copies would score "
             "best of all; look at the samples, and at more images."
         )
+    failures = found.training.failures
+    if failures:
+        some = "; ".join(why for _, why in failures[:5])
+        report.sections[0].warning(
+            f"{len(failures)} files or frames were left out: {some}{' ...' * (len(failures) > 5)}"
+        )
     if len(found.training) < 500 and not gan.augments:
         report.sections[0].warning(
             f"{len(found.training)} images without augmentation: the critic learns them by heart. Use gan.augment."
@@ -43,10 +49,11 @@ def judgement_sections(
     """Add what `judge` found, with pictures."""
     rng = np.random.default_rng(0)
     top = report.section("Real and generated")
-    some = real[rng.choice(len(real), min(SHEET, len(real)), replace=False)]
+    shown = min(SHEET, len(real), len(generated))
+    some = real[rng.choice(len(real), shown, replace=False)]
     top.figure(
         "sheets",
-        sheet_figure({"real": some, "generated (not measured images)": generated[:SHEET]}),
+        sheet_figure({"real": some, "generated (not measured images)": generated[:shown]}),
         "Drawn at random, all in the grey levels of the training images",
     )
     close = report.section("How close")
