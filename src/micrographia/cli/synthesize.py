@@ -257,6 +257,7 @@ def run_project(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.steps,
         arguments.device or "auto",
+        teller(arguments),
     )
     teller(arguments)(f"root mean square difference {difference:.3f} (of a range of 2)")
     print(arguments.out / "beside.png")

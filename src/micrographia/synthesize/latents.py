@@ -62,7 +62,8 @@ def project(
 
     From the mean style, by gradient descent with a decaying jitter of the style, on the squared difference of
     the images averaged over scales (each halving weighs as much as the one before), so that structure counts
-    before noise. The paper compares features of a network trained on photographs instead.
+    before noise. The paper compares features of a network trained on photographs instead, and fits the noise, too,
+    which here stays as it is.
 
     Parameters
     ----------

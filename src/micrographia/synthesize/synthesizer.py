@@ -239,7 +239,11 @@ class Synthesizer:
             return torch.cat([network.synthesise(w, noise).float().cpu() for w in parts]).numpy()
 
     def project(
-        self, image: np.ndarray, steps: int = 400, device: str = "auto"
+        self,
+        image: np.ndarray,
+        steps: int = 400,
+        device: str = "auto",
+        watch: Callable[[int, float], None] | None = None,
     ) -> tuple[Tensor, np.ndarray, float]:
         """Find the style that comes nearest to an image ``[C, H, W]`` in -1 ... 1 (see `latents.project`)."""
         network = self._ready(device)
@@ -250,7 +254,8 @@ class Synthesizer:
                 f"project: the image is {' x '.join(map(str, image.shape))}, the model draws "
                 f"{' x '.join(map(str, want))} (channels, height, width) of finite numbers."
             )
-        style, drawn, difference = project(network, torch.from_numpy(np.ascontiguousarray(image)), steps)
+        goal = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+        style, drawn, difference = project(network, goal, steps, watch=watch)
         return style, drawn.numpy(), difference
 
     def save(self, path: str | Path) -> None:

@@ -95,13 +95,18 @@ def interpolate(
     return out
 
 
-def project(model: Path, image: Path, out: Path, steps: int, device: str) -> float:
+def project(model: Path, image: Path, out: Path, steps: int, device: str, say: Say) -> float:
     """Find the style nearest to a real image; write both beside each other, and the style; return the difference."""
     set_threads()
     synthesizer, file = load_model(model)
     goal = _read(image, synthesizer)
     _require_room(out)
-    style, drawn, difference = synthesizer.project(goal, steps, device)
+
+    def watch(step: int, loss: float) -> None:
+        if step % 100 == 0 or step == steps:
+            say(f"projection: step {step}/{steps}, loss {loss:.4f}")
+
+    style, drawn, difference = synthesizer.project(goal, steps, device, watch)
     provenance = provenance_of(synthesizer, file) | {
         "projection_of": image.name,
         "rms_difference": difference,
