@@ -193,7 +193,8 @@ class GAN:
         draw = _Draws(self.seed, step, len(real), real.device)
         critic: Any = self.networks["critic"]
         inputs = self._inputs(draw, labels if critic.classes is not None else None)
-        # Drawn once for both to learn from; again for the generator where its graph would take too much memory.
+        # Drawn once for both to learn from; again for the generator where its graph would take too much memory. The
+        # generator comes first: a critic that has just learnt these very images would tell it less.
         keep = self.config.accumulate == 1
 
         def generate(part: slice) -> Tensor:
@@ -202,10 +203,9 @@ class GAN:
 
         parts = self._parts(len(real))
         fakes = side_by_side([partial(generate, part) for part in parts], real.device.type == "cpu")
-        values = self._critic_step(
-            real, torch.cat([fake.detach() for fake in fakes]), inputs.classes, step, draw
-        )
-        return values | self._generator_step(real, fakes if keep else None, inputs, step, draw)
+        fake = torch.cat([part.detach() for part in fakes])
+        values = self._generator_step(real, fakes if keep else None, inputs, step, draw)
+        return values | self._critic_step(real, fake, inputs.classes, step, draw)
 
     @torch.no_grad()
     def drawing_generator(self) -> nn.Module:
