@@ -202,10 +202,52 @@ def test_two_processes_train_as_one_with_their_joint_batch(tmp_path: Path) -> No
         np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
 
 
+def test_another_seed_draws_other_numbers() -> None:
+    # The CPU's generator takes 32 bits of its seed: whatever is composed of seed and step must be hashed first.
+    from micrographia.synthesize.gan import _Draws
+
+    device = torch.device("cpu")
+    one, other, again = (_Draws(seed, 3, 4, device).normal(8) for seed in (0, 1, 0))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, _Draws(0, 4, 4, device).normal(8))
+    _Draws(2**40, 3, 4, device)  # any seed is possible
+
+
+def test_the_relativistic_critic_is_asked_for_differences() -> None:
+    # It may add any number to its verdicts; how sure it is of real images shows in the difference alone.
+    config = replace(SMALL, loss="relativistic", r1_every=1, path_length=0.0)
+    found = []
+    for offset in (-5.0, 5.0):
+        model = GAN(config, 1, 0, (16, 16), 0)
+        model.networks["critic"].judge.bias.data += offset
+        real = blobs().batch(slice(0, 8))
+        values = model.training_step((real, torch.zeros(8, dtype=torch.int64)), 0, torch.Generator())
+        found.append(float(values["real_signs"]))
+    assert found[0] == found[1]
+
+
 def test_divergence_keeps_the_last_good_state(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="diverged"):
         Synthesizer(replace(SMALL, learning_rate=1e18, steps=40)).fit(blobs(), tmp_path)
     assert (tmp_path / "last.safetensors").exists()
+
+
+def test_the_best_state_of_a_diverged_training_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = GAN.training_step
+
+    def step(self, batch, number, generator):
+        values = usual(self, batch, number, generator)
+        return values if number < 8 else values | {"critic": float("nan")}
+
+    monkeypatch.setattr(GAN, "training_step", step)
+    model = Synthesizer(SMALL)
+    with pytest.raises(TrainingDiverged):
+        model.fit(blobs(), tmp_path)
+    assert model.sample([0]).shape == (1, 1, 16, 16)
+    model.save(tmp_path / "model.safetensors")
 
 
 def test_out_of_memory_says_which_batch_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from micrographia.cli.main import main
-from micrographia.io import read_provenance
+from micrographia.io import read_provenance, write_image
+from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import load_model
 
 QUICK = [
@@ -225,6 +226,11 @@ def test_classes_by_folder(steel, tmp_path, capsys):
     capsys.readouterr()
     assert main(["synthesize", "sample", str(out), "--out", str(tmp_path / "t")]) == 2
     assert "one of field, grains" in capsys.readouterr().err
+    judging = ["synthesize", "evaluate", str(out), "--n", "40", "--json"]
+    assert main([*judging, "--real", str(folder)]) == 0
+    assert set(json.loads(capsys.readouterr().out)["frechet_by_class"]) == {"field", "grains"}
+    assert main([*judging, "--real", str(folder / "grains"), "--class", "grains"]) == 0
+    assert "frechet_by_class" not in json.loads(capsys.readouterr().out)
 
 
 def test_images_that_are_no_squares(tmp_path):
@@ -247,7 +253,7 @@ def test_images_that_are_no_squares(tmp_path):
     words = ["synthesize", "fit", str(folder), "--resolution", "32", "--out", str(out)]
     assert main([*words, *changes("images.height_px=24", "gan.steps=4", "images.crops_per_image=3")]) == 0
     assert Image.open(next((out / "samples").glob("*.png"))).size == (32, 24)
-    assert "1 files or frames were left out" in (out / "report.html").read_text("utf-8")
+    assert "Left out: 1 files or frames" in (out / "report.html").read_text("utf-8")
 
 
 def test_dcgan_by_recipe(steel, tmp_path):
@@ -267,7 +273,12 @@ def test_dcgan_by_recipe(steel, tmp_path):
         (["fit", "STEEL", "--recipe", "wse2"], "a recipe to find"),
         (["fit", "STEEL", "--set", "gan.stepps=3"], "no key 'stepps'"),
         (["sample", "NOWHERE", "--out", "OUT"], "neither a model file nor a run folder"),
+        (["fit", "STEEL", "--resolution", "32", "--set", "judge.inception_weights=NO"], "do not exist"),
         (["sample", "RUN", "--out", "STEEL"], "not empty"),
+        (["sample", "RUN", "--seed", "-1", "--out", "OUT"], "at least 0"),
+        (["sample", "RUN", "--truncation", "nan", "--out", "OUT"], "from 0"),
+        (["interpolate", "RUN", "1", "2", "--truncation", "-1", "--video", "--out", "OUT.gif"], "from 0"),
+        (["project", "RUN", "FLOAT", "--out", "OUT"], "float32, those to compare with uint8"),
         (["sample", "RUN", "--class", "steel", "--out", "OUT"], "knows no classes"),
         (["interpolate", "RUN", "1", "2", "--video", "--out", "OUT.avi"], ".gif or .mp4"),
         (["project", "RUN", "SMALL", "--out", "OUT"], "smaller than the 32 x 32"),
@@ -278,7 +289,15 @@ def test_dcgan_by_recipe(steel, tmp_path):
 def test_wrong_use_is_told_in_one_line(words, message, steel, fitted, tmp_path, capsys):
     small = tmp_path / "small.png"
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(small)
-    places = {"STEEL": str(steel), "RUN": str(fitted[0]), "OUT": str(tmp_path / "out"), "SMALL": str(small)}
+    real = tmp_path / "float.tif"
+    write_image(real, Micrograph(np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)))
+    places = {
+        "FLOAT": str(real),
+        "STEEL": str(steel),
+        "RUN": str(fitted[0]),
+        "OUT": str(tmp_path / "out"),
+        "SMALL": str(small),
+    }
     words = [places.get(w, w.replace("OUT", str(tmp_path / "out"))) for w in words]
     if words[0] == "fit":
         words += ["--out", str(tmp_path / "run")]
@@ -287,6 +306,40 @@ def test_wrong_use_is_told_in_one_line(words, message, steel, fitted, tmp_path, 
     assert error.startswith("micrographia: error:")
     assert message in error
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()  # what can be known before the training claims no folder
+
+
+def test_another_judgement_needs_no_other_training(fitted, capsys):
+    out, words = fitted
+    assert main([*words, "--resume", "--set", "judge.phases=false"]) == 0
+    assert "train: done before" in capsys.readouterr().err
+    assert "two_point_rms" not in json.loads((out / "metrics.json").read_text())
+
+
+def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path):
+    from dataclasses import replace
+
+    from micrographia.synthesize.images import read_training_set
+    from micrographia.workflows.recipe import load_recipe
+    from micrographia.workflows.synthesize import _divided
+
+    files = sorted(steel.glob("*.png"))[:4]
+    recipe = load_recipe("stylegan2-ada", ["images.hold_out=0.3"])
+    training, real, held_out = _divided(read_training_set(files, 16, crops_per_image=12), recipe)
+    assert not held_out  # of 32 px nearly every patch of 16 shares pixels with some other
+    cover = read_training_set(files, 16)
+    cover = replace(
+        cover,
+        images=np.repeat(cover.images, 3, 0),
+        names=tuple(n for n in cover.names for _ in range(3)),
+        corners_px=np.repeat(cover.corners_px, 3, 0),
+    )
+    training, real, held_out = _divided(cover, load_recipe("stylegan2-ada", ["images.hold_out=0.18"]))
+    if held_out:
+        taken = {(n, *c) for n, c in zip(real.names, real.corners_px.tolist(), strict=True)}
+        assert not taken & {
+            (n, *c) for n, c in zip(training.names, training.corners_px.tolist(), strict=True)
+        }
 
 
 def test_full_disk_leaves_nothing_half_written(fitted, tmp_path, monkeypatch, capsys):

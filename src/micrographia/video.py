@@ -142,6 +142,13 @@ def _write_mp4(path: Path, frames: np.ndarray, frames_per_second: float, comment
             writer.send(np.ascontiguousarray(frame))
     finally:
         writer.close()
+    # The encoder does not say when the disk was full; what it leaves then has no table of contents.
+    try:
+        whole = bool(_mp4_comment(path))
+    except (UserError, ValueError, OSError):
+        whole = False
+    if not whole:
+        raise OSError("the encoder left an incomplete file")
 
 
 def _mp4_comment(path: Path) -> bytes:

@@ -96,7 +96,7 @@ def _one_line(error: Exception) -> str:
 def _how_to_resume(words: list[str]) -> str:
     command = [word for word in words if not word.startswith("-")][:2]
     again = list(words)
-    if command[:1] in (["run"], ["find"], ["demo"]):
+    if command[:1] in (["run"], ["find"], ["explore"], ["demo"]) or command == ["synthesize", "fit"]:
         again += [] if "--resume" in words else ["--resume"]
     elif command[1:] != ["fit"]:
         return "micrographia: interrupted; nothing was left half-written."

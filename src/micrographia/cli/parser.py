@@ -84,7 +84,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     """Add --set."""
     parser.add_argument(
         "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE",
-        help="change one key of the recipe, for example translate.steps=500 (repeatable)",
+        help="change one key of the recipe, for example seed=3 (repeatable)",
     )  # fmt: skip
 
 
@@ -109,12 +109,21 @@ def angstrom(text: str) -> float:
 
 def positive(text: str) -> int:
     """Read a whole number greater than zero."""
+    return _whole_number(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """Read a whole number from zero up."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
     return value
 
 

@@ -13,6 +13,7 @@ from micrographia.cli.parser import (
     add_device,
     add_pixel_size,
     command_group,
+    not_negative,
     positive,
     teller,
 )
@@ -51,13 +52,13 @@ def _add_fit(actions: Any) -> None:
     )
     fit.add_argument(
         "--recipe", default="stylegan2-ada", metavar="NAME|FILE",
-        help="stylegan2-ada, r3gan, dcgan, or a TOML file [%(default)s]",
+        help="stylegan2-ada, stylegan2-few, r3gan, dcgan, or a TOML file [%(default)s]",
     )  # fmt: skip
     fit.add_argument(
         "--resolution", type=positive, default=None, metavar="PX", help="edge of the images [64]"
     )
     fit.add_argument("--steps", type=positive, default=None, metavar="N", help="training steps [recipe's]")
-    fit.add_argument("--seed", type=int, default=None, help="fixes everything random [0]")
+    fit.add_argument("--seed", type=not_negative, default=None, help="fixes everything random [0]")
     fit.add_argument(
         "--out", type=Path, default=None, metavar="FOLDER", help="the run folder [micrographia-NAME]"
     )
@@ -77,7 +78,7 @@ def _add_sample(actions: Any) -> None:
     )  # fmt: skip
     _add_model(sample)
     sample.add_argument("--n", type=positive, default=16, metavar="N", help="number of images [16]")
-    sample.add_argument("--seed", type=int, default=0, help="of the first image [0]")
+    sample.add_argument("--seed", type=not_negative, default=0, help="of the first image [0]")
     sample.add_argument("--tif", action="store_true", help="TIFF in the original number format [PNG]")
     _add_drawing(sample)
     sample.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
@@ -92,8 +93,8 @@ def _add_interpolate(actions: Any) -> None:
         run_interpolate,
     )  # fmt: skip
     _add_model(path)
-    path.add_argument("start", type=int, metavar="A", help="seed of the first image")
-    path.add_argument("end", type=int, metavar="B", help="seed of the last image")
+    path.add_argument("start", type=not_negative, metavar="A", help="seed of the first image")
+    path.add_argument("end", type=not_negative, metavar="B", help="seed of the last image")
     path.add_argument("--steps", type=positive, default=60, metavar="N", help="images on the way [60]")
     path.add_argument("--space", choices=("z", "w"), default="w", help="between codes or styles [w]")
     path.add_argument("--linear", action="store_true", help="along a straight line [a great circle]")
@@ -139,6 +140,19 @@ def _add_evaluate(actions: Any) -> None:
         help="what the model learnt from: are the samples copies of it?",
     )  # fmt: skip
     evaluate.add_argument("--n", type=positive, default=1000, metavar="N", help="samples drawn [1000]")
+    evaluate.add_argument(
+        "--class", dest="label", default=None, metavar="NAME", help="judge this class alone"
+    )
+    evaluate.add_argument(
+        "--threshold-each", action="store_true", help="find the phases of each image by its own threshold"
+    )
+    evaluate.add_argument(
+        "--inception",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="weights for the Fréchet distance of the literature",
+    )
     evaluate.add_argument("--no-phases", action="store_true", help="the images do not show two phases")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of text")
     evaluate.add_argument(
@@ -162,7 +176,7 @@ def _add_microstructures(actions: Any) -> None:
     make.add_argument("--size-px", type=positive, default=64, metavar="PX", help="edge of an image [64]")
     make.add_argument("--fraction", type=float, default=0.35, metavar="F", help="area of the islands [0.35]")
     make.add_argument("--anisotropy", type=float, default=1.0, metavar="R", help="length over width [1]")
-    make.add_argument("--seed", type=int, default=0, help="fixes everything random [0]")
+    make.add_argument("--seed", type=not_negative, default=0, help="fixes everything random [0]")
     make.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
 
 
@@ -172,7 +186,7 @@ def _add_gaussian(actions: Any) -> None:
         """micrographia synthesize gaussian --out gaussian/           an animation of the training, in seconds""",
         run_gaussian,
     )  # fmt: skip
-    gaussian.add_argument("--seed", type=int, default=0, help="fixes everything random [0]")
+    gaussian.add_argument("--seed", type=not_negative, default=0, help="fixes everything random [0]")
     gaussian.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
 
 
@@ -265,17 +279,30 @@ def run_project(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """`micrographia synthesize evaluate`."""
+    from micrographia.workflows.synthesize_recipe import JudgeConfig
     from micrographia.workflows.synthesize_report import numbers_table
     from micrographia.workflows.synthesize_steps import evaluate
 
+    config = JudgeConfig(
+        samples=arguments.n,
+        phases=not arguments.no_phases,
+        threshold_each=arguments.threshold_each,
+        inception_weights=str(arguments.inception or ""),
+    )
     found = evaluate(
-        arguments.generated, arguments.real, arguments.out, arguments.training, arguments.n, not arguments.no_phases,
+        arguments.generated, arguments.real, arguments.out, arguments.training, config, arguments.label,
         arguments.device or "auto", teller(arguments),
     )  # fmt: skip
     if arguments.json:
         print(json.dumps(found.numbers, indent=1, default=float))
     else:
-        print(numbers_table(found).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        tables = [numbers_table(found)]
+        tables += [found.microstructure.table()] if found.microstructure else []
+        tables += [found.by_class] if found.by_class is not None else []
+        for table in tables:
+            print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), end="\n\n")
+        for warning in found.numbers["warnings"]:
+            teller(arguments)(f"warning: {warning}")
     if arguments.out is not None:
         print(arguments.out / "report.html")
 

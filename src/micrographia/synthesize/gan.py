@@ -24,6 +24,7 @@ from functools import partial
 from math import sqrt
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -232,22 +233,25 @@ class GAN:
         n = len(real)
         real, fake = self._transformed(real, draw), self._transformed(fake, draw)
         penalise = config.r1 > 0 and step % config.r1_every == 0
+        relativistic = config.loss == "relativistic"
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
             both = torch.cat([real[part], fake[part]]).requires_grad_(penalise)
             on_real, on_fake = self._judge(both, None if classes is None else classes[part], 2).chunk(2)
-            if config.loss == "relativistic":
+            if relativistic:
                 adversarial = F.softplus(on_fake - on_real).mean()
             else:
                 adversarial = (F.softplus(-on_real) + F.softplus(on_fake)).mean()
             loss, penalty = adversarial, torch.zeros_like(adversarial)
             if penalise:
-                judged = on_real.sum() + (on_fake.sum() if config.loss == "relativistic" else 0)
+                judged = on_real.sum() + (on_fake.sum() if relativistic else 0)
                 (slopes,) = torch.autograd.grad(judged, both, create_graph=True)
                 penalty = slopes.float().square().sum() / len(on_real)
                 loss = loss + config.r1 / 2 * config.r1_every * penalty
             share = len(on_real) / n
-            signs = on_real.detach().sign().mean()
+            # Of pairs only the difference counts: the critic may add any number to all its verdicts.
+            sure = on_real - on_fake if relativistic else on_real
+            signs = sure.detach().sign().mean()
             told = torch.stack(
                 [
                     adversarial.detach(),
@@ -422,7 +426,9 @@ class _Draws:
     def __init__(self, seed: int, step: int, n: int, device: torch.device) -> None:
         self.world = n * distributed.rank_and_world()[1]
         self.device = device
-        self.generator = torch.Generator(device).manual_seed((seed << 32) + step)
+        # Hashed: of a longer number the CPU's generator would take the last 32 bits, which are the step's.
+        (hashed,) = np.random.SeedSequence([seed, 17, step]).generate_state(1, np.uint64) >> np.uint64(1)
+        self.generator = torch.Generator(device).manual_seed(int(hashed))
 
     def normal(self, *shape: int) -> Tensor:
         return self.share(torch.randn(self.world, *shape, generator=self.generator, device=self.device))

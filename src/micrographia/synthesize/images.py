@@ -85,6 +85,8 @@ class TrainingSet:
     """What a user should know about the set, in sentences."""
     binning: int = 1
     """Squares of so many pixels of the files are one here."""
+    fit: Literal["crop", "resize"] = "crop"
+    """Whether larger images were cut, or scaled as a whole."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -180,6 +182,7 @@ def read_training_set(
         class_names,
         notes,
         binning,
+        fit,
     )
     if say is not None:
         for _, reason in result.failures[:5]:
@@ -380,7 +383,7 @@ class _Reader:
             if reason:
                 self.failures.append((file, f"{file.with_name(image.name)}: {reason}"))
                 continue
-            data = _compact(image.data)
+            data = compact(image.data)
             self.depths.setdefault(str(data.dtype), []).append(own)
             data, scale = self._fitted(data)
             rng = np.random.default_rng([self.seed, number, frame])
@@ -406,12 +409,8 @@ class _Reader:
 
     def _fitted(self, data: np.ndarray) -> tuple[np.ndarray, float]:
         """The image from which patches are cut, and how many of its old pixels make a new one."""
-        data = binned(data, self.binning)
-        height, width = data.shape[:2]
-        scale = min(height / self.height, width / self.width)
-        if self.fit == "crop" or scale == 1:
-            return data, float(self.binning)
-        return _area_resized(data, round(height / scale), round(width / scale)), scale
+        small = fitted(data, self.binning, self.fit, (self.height, self.width))
+        return small, min(data.shape[0] / small.shape[0], data.shape[1] / small.shape[1])
 
     def _corners(self, data: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
         spare_y, spare_x = data.shape[0] - self.height, data.shape[1] - self.width
@@ -471,7 +470,7 @@ def _cover(spare: int, edge: int) -> list[int]:
     return [round(start) for start in np.linspace(0, spare, count)]
 
 
-def _compact(data: np.ndarray) -> np.ndarray:
+def compact(data: np.ndarray) -> np.ndarray:
     """uint8 and uint16 as they are, bits as uint8, everything else as float32; in native byte order."""
     if data.dtype.kind == "b":
         return data.astype(np.uint8)
@@ -479,12 +478,22 @@ def _compact(data: np.ndarray) -> np.ndarray:
     return data.astype(data.dtype.newbyteorder("=") if kept else np.float32)
 
 
-def binned(data: np.ndarray, binning: int) -> np.ndarray:
+def _binned(data: np.ndarray, binning: int) -> np.ndarray:
     """Mean over squares of pixels of ``[H, W]`` or ``[H, W, C]``; what is left over at the edge is cut off."""
     if binning == 1:
         return data
     height, width = (n // binning for n in data.shape[:2])
     return _area_resized(data[: height * binning, : width * binning], height, width)
+
+
+def fitted(data: np.ndarray, binning: int, fit: str, shape_px: tuple[int, int]) -> np.ndarray:
+    """An image ``[H, W]`` or ``[H, W, C]`` as patches of this shape are cut from it: binned, scaled if so wished."""
+    data = _binned(data, binning)
+    height, width = data.shape[:2]
+    scale = min(height / shape_px[0], width / shape_px[1])
+    if fit == "crop" or scale <= 1:
+        return data
+    return _area_resized(data, round(height / scale), round(width / scale))
 
 
 def _area_resized(data: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -96,13 +96,13 @@ def project(
         noise = torch.randn(style.shape, generator=draw).to(device)
         drawn = generator.synthesise((style + jitter * noise / style.shape[1] ** 0.5)[None])
         loss = _over_scales(drawn, goal)
-        optimizer.zero_grad()
-        loss.backward()
+        (style.grad,) = torch.autograd.grad(loss, style)
         optimizer.step()
         if watch is not None:
             watch(step + 1, float(loss.detach()))
     with torch.no_grad():
         drawn = generator.synthesise(style.detach()[None])
+    drawn = drawn.clamp(-1, 1)
     difference = float((drawn - goal).square().mean().sqrt())
     return style.detach().cpu(), drawn[0].cpu(), difference
 

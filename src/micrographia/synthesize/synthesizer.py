@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,15 +15,22 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
-from micrographia.nets.weights import load_model, save_model
+from micrographia.nets.weights import load_model, load_tree, save_model
 from micrographia.synthesize.augment import AugmentConfig
 from micrographia.synthesize.gan import GAN, GanConfig, make_generator
 from micrographia.synthesize.images import TrainingSet, Window
 from micrographia.synthesize.latents import codes_of, linear_path, noise_of, project, spherical_path
 from micrographia.synthesize.stylegan import GROUP
 from micrographia.training import distributed
-from micrographia.training.device import choose_device
-from micrographia.training.loop import OutOfMemory, TrainConfig, TrainResult, out_of_memory_explained, train
+from micrographia.training.device import autocast, choose_device
+from micrographia.training.loop import (
+    OutOfMemory,
+    TrainConfig,
+    TrainingDiverged,
+    TrainResult,
+    out_of_memory_explained,
+    train,
+)
 
 #: Images on which the distance to the real ones is measured during training, at most.
 WATCHED = 512
@@ -52,6 +60,7 @@ class Synthesizer:
         self.classes: tuple[str, ...] = ()
         self.channels = 1
         self.binning = 1
+        self.fit_by: Literal["crop", "resize"] = "crop"
         self.shape_px = (self.config.resolution, self.config.resolution)
         self.seed = 0
 
@@ -65,7 +74,7 @@ class Synthesizer:
     ) -> TrainResult:
         """Learn from a set of images; the state kept is the one nearest to them.
 
-        Nearest by the Fréchet distance of physical features, each clipped to `LIMIT`.
+        Nearest by the Fréchet distance of physical features, brightness and contrast, each clipped to `LIMIT`.
 
         Parameters
         ----------
@@ -83,24 +92,13 @@ class Synthesizer:
             Fewer images than a batch, or of another size than the networks'.
         """
         config = self.config
+        self.check(images)
         height, width = images.images.shape[-2:]
-        if not config.resolution // 2 < max(height, width) <= config.resolution:
-            raise UserError(
-                f"The images have {width} x {height} px, the networks {config.resolution}: read them with the networks' "
-                "resolution."
-            )
-        if config.network == "dcgan" and height != width:
-            raise UserError("A dcgan draws squares only; choose stylegan2, or square images.")
-        if len(images) < config.batch:
-            raise UserError(
-                f"{len(images)} images are fewer than a batch of {config.batch}: give more images, cut more patches "
-                "of each (crops_per_image), or set gan.batch smaller."
-            )
         self.window, self.pixel_size_A, self.classes, self.seed = (
             images.window, images.pixel_size_A, images.classes, seed,
         )  # fmt: skip
         self.channels, self.shape_px = images.images.shape[1], (height, width)
-        self.binning = images.binning
+        self.binning, self.fit_by = images.binning, images.fit
         labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
         _, world = distributed.rank_and_world()
         batch = config.batch
@@ -139,6 +137,7 @@ class Synthesizer:
             patience=config.patience,
         )
         settings = {k: v for k, v in asdict(config).items() if k != "steps"}
+        failed: OutOfMemory | None = None
         try:
             result = train(
                 model,
@@ -150,19 +149,48 @@ class Synthesizer:
                 label="gan",
                 inputs=[str(settings), images.images[:256]],
             )
+        except TrainingDiverged:
+            self._take_best(model, Path(folder))
+            raise
         except OutOfMemory as error:
-            del model  # before smaller batches are tried
+            # The failed step's tensors hang on its traceback.
+            for cause in (error, error.__cause__):
+                if cause is not None:
+                    traceback.clear_frames(cause.__traceback__)
+            failed = error
+            del model, batches, look
+        if failed is not None:
             fits = self._largest_batch(choose_device(device))
             mend = f"set gan.batch = {fits}, which fits" if fits else "choose a smaller resolution or width"
             raise OutOfMemory(
                 f"Out of memory with a batch of {batch} at {config.resolution} px: {mend}, or accumulate parts "
                 "(gan.accumulate)."
-            ) from error
+            ) from failed
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         self.generator = model.drawing_generator()
         self._find_mean_style()
         return result
+
+    def check(self, images: TrainingSet) -> None:
+        """Raise `UserError` if these images cannot be learnt with these settings."""
+        config = self.config
+        height, width = images.images.shape[-2:]
+        if not config.resolution // 2 < max(height, width) <= config.resolution:
+            raise UserError(
+                f"The images have {width} x {height} px, the networks {config.resolution}: read them with the networks' "
+                "resolution."
+            )
+        if config.network == "dcgan" and (height, width) != (config.resolution, config.resolution):
+            raise UserError(
+                f"A dcgan draws squares of {config.resolution} px only, not {width} x {height}; choose stylegan2, or "
+                "such images."
+            )
+        if len(images) < config.batch:
+            raise UserError(
+                f"{len(images)} images are fewer than a batch of {config.batch}: give more images, cut more patches "
+                "of each (crops_per_image), or set gan.batch smaller."
+            )
 
     def sample(
         self,
@@ -232,11 +260,12 @@ class Synthesizer:
         """Images ``[N, C, H, W]`` of styles ``[N, latent]`` or ``[N, style_count, latent]``, all with one noise."""
         network = self._ready(device)
         self._require_styles("styles")
+        _check_truncation(truncation)
         where = next(network.parameters()).device
         noise = [n.to(where) for n in noise_of([noise_seed], network.noise_shapes())]
         with torch.inference_mode():
             parts = [network.truncated(w.to(where), truncation) for w in styles.split(_DRAWN_AT_ONCE)]
-            return torch.cat([network.synthesise(w, noise).float().cpu() for w in parts]).numpy()
+            return torch.cat([network.synthesise(w, noise).float().clamp(-1, 1).cpu() for w in parts]).numpy()
 
     def project(
         self,
@@ -269,6 +298,7 @@ class Synthesizer:
             "shape_px": list(self.shape_px),
             "window": asdict(self.window),
             "binning": self.binning,
+            "fit": self.fit_by,
             "pixel_size_A": self.pixel_size_A,
             "seed": self.seed,
         }
@@ -284,7 +314,7 @@ class Synthesizer:
             model.channels, model.classes = settings["channels"], tuple(settings["classes"])
             model.shape_px = tuple(settings["shape_px"])
             model.window, model.pixel_size_A = Window(**settings["window"]), settings["pixel_size_A"]
-            model.seed, model.binning = settings["seed"], settings["binning"]
+            model.seed, model.binning, model.fit_by = settings["seed"], settings["binning"], settings["fit"]
             network = make_generator(model.config, model.channels, len(model.classes), model.shape_px)
             network.load_state_dict(states["generator"])
         except (KeyError, TypeError, RuntimeError) as error:
@@ -294,8 +324,21 @@ class Synthesizer:
         model.generator = network.eval()
         return model
 
+    def _take_best(self, model: GAN, folder: Path) -> None:
+        """Take the generator of the best state of a training that failed, if it came so far."""
+        if not (folder / "best.safetensors").exists():
+            return
+        tree = load_tree(folder / "best.safetensors", "gan")
+        average = tree["ema"].get("generator", {})
+        weights = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
+        self.generator = model.networks["generator"]
+        self.generator.load_state_dict(weights or tree["networks"]["generator"])
+        self._find_mean_style()
+
     def _largest_batch(self, device: torch.device) -> int:
         """The largest batch, by halves, whose first step (with every penalty) fits into memory; 0 if none does."""
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         batch = self.config.batch
         while batch > GROUP:
             batch = max(batch // 2 // GROUP, 1) * GROUP
@@ -305,7 +348,7 @@ class Synthesizer:
             blank = torch.zeros(batch, self.channels, *self.shape_px, device=device)
             labels = torch.zeros(batch, dtype=torch.int64, device=device)
             try:
-                with out_of_memory_explained(0):
+                with out_of_memory_explained(0), autocast(device, "auto"):
                     model.training_step((blank, labels), 0, torch.Generator(device))
             except OutOfMemory:
                 continue
@@ -363,6 +406,7 @@ def _draw(
     """Images ``[N, C, H, W]``: codes (unless given) and noise by each one's seed."""
     where = next(network.parameters()).device
     styled = hasattr(network, "mapping")
+    _check_truncation(truncation)
     if truncation != 1 and not styled:
         raise UserError("truncation: a DCGAN has no styles to truncate; leave it at 1.")
     out = []
@@ -375,10 +419,19 @@ def _draw(
             images = network.synthesise(network.truncated(network.mapping(z, own), truncation), noise)
         else:
             images = network(z, own)
-        out.append(images.float().cpu())
+        out.append(images.float().clamp(-1, 1).cpu())
     return torch.cat(out).numpy()
 
 
+def _check_truncation(truncation: float) -> None:
+    if not 0 <= truncation < float("inf"):
+        raise UserError(f"truncation = {truncation}: give a number from 0 (the mean image) to 1 (none).")
+
+
 def _features(images: np.ndarray) -> np.ndarray:
-    """Physical features ``[N, D]`` of images ``[N, C, H, W]``; of several channels their mean."""
-    return physical_features(images.mean(axis=1), FEATURE_PIXEL_A)
+    """Features of images ``[N, C, H, W]``: physical ones (of several channels' mean), brightness and contrast.
+
+    The physical ones scale each image by itself; in a population that has one window, how bright an image is counts.
+    """
+    own = physical_features(images.mean(axis=1), FEATURE_PIXEL_A)
+    return np.concatenate([own, images.mean(axis=(2, 3)), images.std(axis=(2, 3))], axis=1)

@@ -315,8 +315,8 @@ def _require_finite(networks: Mapping[str, nn.Module], step: int, folder: Path) 
 
 def _diverged(what: str, folder: Path) -> TrainingDiverged:
     return TrainingDiverged(
-        f"The training diverged: {what}. The last good state is kept in {folder}. Try a lower learning rate, "
-        "clipped gradients, or precision 'fp32', and check the training images for extreme values."
+        f"The training diverged: {what}. The last good state is kept in {folder}. Try a lower learning rate "
+        "(in another folder), and check the training images for extreme values."
     )
 
 

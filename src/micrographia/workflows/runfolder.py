@@ -33,6 +33,8 @@ class RunFolder:
     recipe : Recipe, ExploreRecipe or SynthesizeRecipe
     resume : bool
         Continue in a folder that holds an earlier run of the same recipe.
+    free : tuple of str
+        Beginnings of keys that may have changed, because what they set is done anew each time.
 
     Raises
     ------
@@ -42,13 +44,17 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, recipe: Recipe | ExploreRecipe | SynthesizeRecipe, resume: bool = False
+        self,
+        path: str | Path,
+        recipe: Recipe | ExploreRecipe | SynthesizeRecipe,
+        resume: bool = False,
+        free: tuple[str, ...] = (),
     ) -> None:
         self.path = Path(path)
         stored = self.path / "recipe.toml"
         if stored.exists():
             earlier = load_recipe(stored)
-            changed = differences(earlier, recipe)
+            changed = [c for c in differences(earlier, recipe) if not c.startswith(free)]
             if changed:
                 raise UserError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed[:3])}"
@@ -99,9 +105,7 @@ class RunFolder:
         """Note what the run works on; refuse a folder that was run on something else, or results would mix."""
         path = self.path / "inputs.json"
         if path.exists() and json.loads(path.read_text("utf-8")) != inputs:
-            raise UserError(
-                f"{self.path} holds a run on other images, or with other --sites; choose another --out."
-            )
+            raise UserError(f"{self.path} holds a run on other images or sites; choose another --out.")
         self.write_json("inputs.json", inputs)
 
     def write_text(self, name: str, text: str) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from micrographia.errors import UserError
 from micrographia.metrics.distances import compare_sets, frechet_distance, standardise
-from micrographia.metrics.features import inception_extractor, physical_features
+from micrographia.metrics.features import FeatureExtractor, inception_extractor, physical_features
+from micrographia.metrics.levels import compare_levels
 from micrographia.metrics.memorisation import Memorisation, memorisation
 from micrographia.metrics.microstructure import MicrostructureComparison, compare_micrographs
 from micrographia.plots.synthesis import sheet
@@ -22,6 +23,7 @@ from micrographia.synthesize.images import TrainingSet, read_training_set, write
 from micrographia.synthesize.synthesizer import FEATURE_PIXEL_A, Synthesizer
 from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
+from micrographia.training.loop import TrainingDiverged
 from micrographia.workflows.runfolder import RunFolder, versions
 from micrographia.workflows.synthesize_recipe import JudgeConfig, SynthesizeRecipe
 
@@ -105,7 +107,10 @@ def fit_synthesizer(
     )  # fmt: skip
     everything = replace(everything, pixel_size_A=recipe.pixel_size_A or everything.pixel_size_A)
     training, real, held_out = _divided(everything, recipe)
-    run = RunFolder(out, recipe, resume)
+    # What would fail after the training fails now.
+    Synthesizer(recipe.gan).check(training)
+    _extractor(recipe.judge)
+    run = RunFolder(out, recipe, resume, free=("judge.",))
     run.require_inputs({"images": data_fingerprint([everything.images, str(everything.names)])})
     say(
         f"{len(training)} training images of {recipe.gan.resolution} px, {len(real)} to judge by, device {device}"
@@ -121,7 +126,13 @@ def fit_synthesizer(
 
     def work(folder: Path) -> None:
         model = Synthesizer(recipe.gan)
-        result = model.fit(training, folder, recipe.seed, str(device), watch)
+        try:
+            result = model.fit(training, folder, recipe.seed, str(device), watch)
+        except TrainingDiverged as error:
+            if model.generator is None:
+                raise
+            model.save(run.path / "model.safetensors")
+            raise TrainingDiverged(f"{error} Its generator is {run.path / 'model.safetensors'}.") from error
         model.save(folder / "model.safetensors")
         result.history.to_csv(folder / "history.csv", index=False)
         (folder / "best.txt").write_text(str(result.best_step))
@@ -181,8 +192,10 @@ def judge(
     classes : (of real, of generated, names), optional
     """
     grey_real, grey = real.mean(axis=1), generated.mean(axis=1)
-    extractor = inception_extractor(config.inception_weights) if config.inception_weights else None
-    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, extractor, seed, n_bootstrap=config.bootstrap)
+    numbers = compare_sets(
+        grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=config.bootstrap
+    )
+    numbers |= compare_levels(real, generated, seed)
     microstructure = None
     if config.phases:
         microstructure = compare_micrographs(
@@ -193,7 +206,7 @@ def judge(
             n_bootstrap=config.bootstrap,
             seed=seed,
         )
-        numbers |= microstructure.numbers()
+        numbers |= {k: v for k, v in microstructure.numbers().items() if k not in numbers}
     copies = None
     if training is not None:
         copies = memorisation(grey, training.mean(axis=1), None if training is real else grey_real, seed)
@@ -201,8 +214,12 @@ def judge(
     by_class = None
     if classes is not None and classes[2]:
         by_class = _by_class(grey_real, grey, *classes, seed)
-        numbers["frechet_by_class"] = dict(zip(by_class["class"], by_class["frechet"], strict=True))
+        numbers["frechet_by_class"] = by_class.dropna().set_index("class")["frechet"].to_dict()
     return Judgement(numbers, microstructure, copies, by_class)
+
+
+def _extractor(config: JudgeConfig) -> FeatureExtractor | None:
+    return inception_extractor(config.inception_weights) if config.inception_weights else None
 
 
 def draw_for_judging(
@@ -233,18 +250,43 @@ def provenance_of(model: Synthesizer, path: Path) -> dict[str, Any]:
 
 
 def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet, TrainingSet, bool]:
-    """Training images, those to judge by, and whether the latter were held out."""
+    """Training images, those to judge by, and whether the latter were held out.
+
+    Whole images are held out where there are `_MANY`, else patches, without the training patches that overlap them; of
+    classes, the same share of each.
+    """
+    if len(images) < _MANY:
+        raise UserError(
+            f"{len(images)} images are too few to judge a model by: give at least {_MANY}, or cut more patches of each "
+            "(images.crops_per_image)."
+        )
     share = recipe.images.hold_out
     rng = np.random.default_rng([recipe.seed, 11])
     names = np.array(images.names)
-    units = np.unique(names)
-    if len(units) < _MANY:  # patches of few images: some of all
-        names, units = np.arange(len(images)), np.arange(len(images))
-    held = rng.choice(units, round(share * len(units)), replace=False)
-    out = np.isin(names, held)
-    if out.sum() < _MANY:
+    units = names if len(np.unique(names)) >= _MANY else np.arange(len(images)).astype(str)
+    labels = np.zeros(len(images), int) if images.labels is None else images.labels
+    held: list[str] = []
+    for label in np.unique(labels):
+        own = np.unique(units[labels == label])
+        held += rng.choice(own, round(share * len(own)), replace=False).tolist()
+    out = np.isin(units, held)
+    kept = ~out
+    if units is not names:
+        kept &= ~_overlapping(images, out)
+    if out.sum() < _MANY or kept.sum() < len(images) / 2:
         return images, images, False
-    return _some(images, ~out), _some(images, out), True
+    return _some(images, kept), _some(images, out), True
+
+
+def _overlapping(images: TrainingSet, out: np.ndarray) -> np.ndarray:
+    """Which patches share pixels with one of those that are `out`."""
+    names, corners = np.array(images.names), images.corners_px
+    height, width = images.images.shape[-2:]
+    found = np.zeros(len(images), bool)
+    for k in np.flatnonzero(out):
+        near = (np.abs(corners - corners[k]) < (width, height)).all(axis=1)
+        found |= near & (names == names[k])
+    return found
 
 
 def _some(images: TrainingSet, which: np.ndarray) -> TrainingSet:

@@ -32,7 +32,7 @@ def write_synthesis_report(found: Synthesis) -> None:
     if failures:
         some = "; ".join(why for _, why in failures[:5])
         report.sections[0].warning(
-            f"{len(failures)} files or frames were left out: {some}{' ...' * (len(failures) > 5)}"
+            f"Left out: {len(failures)} files or frames: {some}{' ...' * (len(failures) > 5)}"
         )
     if len(found.training) < 500 and not gan.augments:
         report.sections[0].warning(
@@ -60,7 +60,8 @@ def judgement_sections(
     n = found.numbers
     close.text(
         f"{n['n_other']} generated against {n['n_real']} real images; features: {n['extractor']}, a nominal pixel. The "
-        "noise floor is the same number between two halves of the real images: below it nothing can be told."
+        "last column is the same number between two halves of the real images: what chance alone makes of a distance, "
+        "and the most that precision, recall, density and coverage can reach."
     )
     close.table(numbers_table(found), "Distances, and shares (precision, recall, density, coverage)")
     for warning in n["warnings"]:
@@ -92,18 +93,25 @@ def judgement_sections(
 
 
 def numbers_table(found: Judgement) -> pd.DataFrame:
-    """Every distance beside its noise floor."""
+    """Every number beside the same between halves of the real images."""
     names = {
-        "fid": "Fréchet distance", "kid": "kernel distance", "histogram_kl": "KL of histograms (nats)",
-        "spectrum_distance": "power spectrum (decades)", "precision": "precision", "recall": "recall",
-        "density": "density", "coverage": "coverage",
+        "fid": "Fréchet distance", "kid": "kernel distance", "histogram_kl": "KL of histograms, each image scaled (nats)",
+        "spectrum_distance": "power spectrum (decades)", "levels_kl": "KL of grey levels (nats)",
+        "brightness_distance": "brightness of the images", "contrast_distance": "contrast of the images",
+        "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage",
     }  # fmt: skip
     n = found.numbers
     rows = []
     for key, name in names.items():
         low, high = n.get(f"{key}_interval", (np.nan, np.nan))
         rows.append(
-            {"measure": name, "value": n[key], "low": low, "high": high, "noise floor": n[f"{key}_floor"]}
+            {
+                "measure": name,
+                "value": n[key],
+                "low": low,
+                "high": high,
+                "real, half against half": n[f"{key}_floor"],
+            }
         )
     return pd.DataFrame(rows)
 

@@ -18,13 +18,27 @@ from micrographia.io import read_stored, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
-from micrographia.synthesize.images import TrainingSet, Window, binned, read_training_set, write_samples
+from micrographia.synthesize.images import (
+    TrainingSet,
+    Window,
+    compact,
+    fitted,
+    read_training_set,
+    write_samples,
+)
 from micrographia.synthesize.resolution import RESOLUTIONS
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
 from micrographia.workflows.report import Report
-from micrographia.workflows.synthesize import Judgement, draw_for_judging, judge, load_model, provenance_of
+from micrographia.workflows.synthesize import (
+    JUDGED_FROM,
+    Judgement,
+    draw_for_judging,
+    judge,
+    load_model,
+    provenance_of,
+)
 from micrographia.workflows.synthesize_recipe import JudgeConfig
 from micrographia.workflows.synthesize_report import judgement_sections
 
@@ -135,38 +149,57 @@ def evaluate(
     real: Sequence[Path],
     out: Path | None,
     training: Sequence[Path] = (),
-    samples: int = 1000,
-    phases: bool = True,
+    config: JudgeConfig | None = None,
+    label: str | None = None,
     device: str = "auto",
     say: Say = print,
 ) -> Judgement:
     """Compare a model's samples, or a folder of generated images, with real ones; report in `out` if given.
 
-    Images are compared at the model's resolution, or at that of the generated images.
+    Images are compared as the model sees them, or at the size of the generated images. Of a model that knows classes
+    either one is judged (`label`), or all: `real` is then one folder with a folder of each.
     """
     set_threads()
-    config = JudgeConfig(samples=samples, phases=phases)
-    if generated.is_file() or (generated / "model.safetensors").is_file():
-        model, _ = load_model(generated)
-        shape_px, channels, binning = model.shape_px, model.channels, model.binning
-    else:
-        model, channels, binning = None, 1, 1
-        shape_px = _shape_of(generated)
-    edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
-
-    def read(paths: Sequence[Path]) -> TrainingSet:
-        return read_training_set(list(paths), edge, channels, shape_px=shape_px, binning=binning, say=say)
-
-    real_set = read(real)
-    window = model.window if model else real_set.window
-    if model:
-        drawn, _ = draw_for_judging(model, real_set, samples, device)
-    else:
-        drawn = _in_window(read([generated]), window)[:samples]
-    known = _in_window(read(training), window) if training else None
-    found = judge(_in_window(real_set, window), drawn, known, config, 0, pixel_size_A=real_set.pixel_size_A)
     if out is not None:
         _require_room(out)
+    config = config or JudgeConfig()
+    model = None
+    if generated.is_file() or (generated / "model.safetensors").is_file():
+        model, _ = load_model(generated)
+    first = None if model else _first_image(generated)
+    shape_px = model.shape_px if model else _shape_of(first)
+    edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
+    by_class = bool(model and model.classes and label is None)
+
+    def read(paths: Sequence[Path], classes: bool = False) -> TrainingSet:
+        channels = model.channels if model else (3 if first is not None and first.ndim == 3 else 1)
+        found = read_training_set(
+            list(paths), edge, channels, model.fit_by if model else "crop", classes=classes, shape_px=shape_px,
+            binning=model.binning if model else 1, say=say,
+        )  # fmt: skip
+        if classes and model and found.classes != model.classes:
+            raise UserError(
+                f"The folders {', '.join(found.classes)} are not the classes of the model: {', '.join(model.classes)}."
+            )
+        return found
+
+    real_set = read(real, by_class)
+    window = model.window if model else real_set.window
+    if model and not by_class:
+        seeds = range(JUDGED_FROM, JUDGED_FROM + config.samples)
+        drawn, labels = model.sample(seeds, label=label, device=device), np.zeros(config.samples, int)
+    elif model:
+        drawn, labels = draw_for_judging(model, real_set, config.samples, device)
+    else:
+        drawn = _in_window(read([generated]), window)[: config.samples]
+        labels = np.zeros(len(drawn), int)
+    known = _in_window(read(training, by_class), window) if training else None
+    real_labels = np.zeros(len(real_set), int) if real_set.labels is None else real_set.labels
+    found = judge(
+        _in_window(real_set, window), drawn, known, config, 0, (real_labels, labels, real_set.classes),
+        real_set.pixel_size_A,
+    )  # fmt: skip
+    if out is not None:
         report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
         judgement_sections(report, found, _in_window(real_set, window), drawn, known)
         report.write(out / "report.html")
@@ -215,16 +248,16 @@ def learn_gaussian(seed: int, out: Path, say: Say) -> None:
 def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
     """One real image as the model sees it, ``[C, H, W]``: the centre of a larger one."""
     stored = read_stored(path, colours=synthesizer.channels == 3)[0]
-    data = binned(np.atleast_3d(stored.data), synthesizer.binning)
+    data = compact(np.atleast_3d(stored.data))
+    _require_same_depth(str(data.dtype), synthesizer.window)
     height, width = synthesizer.shape_px
+    data = fitted(data, synthesizer.binning, synthesizer.fit_by, (height, width))
     if data.shape[0] < height or data.shape[1] < width:
         raise UserError(
             f"{path}: is {data.shape[1]} x {data.shape[0]} px, smaller than the {width} x {height} px of the model."
         )
     top, left = (data.shape[0] - height) // 2, (data.shape[1] - width) // 2
     patch = np.moveaxis(data[top : top + height, left : left + width], -1, 0)[None]
-    if str(patch.dtype) in ("uint8", "uint16"):
-        _require_same_depth(str(patch.dtype), synthesizer.window)
     return synthesizer.window.scale(torch.from_numpy(patch.astype(np.float32)))[0].numpy()
 
 
@@ -238,18 +271,25 @@ def _in_window(images: TrainingSet, window: Window) -> np.ndarray:
 def _require_same_depth(dtype: str, window: Window) -> None:
     if dtype != window.dtype:
         raise UserError(
-            f"These images are {dtype}, those of the model {window.dtype}: their grey levels cannot be compared; "
-            "convert one of them."
+            f"These images are {dtype}, those to compare with {window.dtype}: their grey levels cannot be compared; "
+            "convert one of them (samples of a model of float images keep their levels as TIFF: sample --tif)."
         )
 
 
-def _shape_of(folder: Path) -> tuple[int, int]:
-    """Height and width of the first image in a folder, as far as they can be compared at once."""
+def _first_image(folder: Path) -> np.ndarray:
     files = find_files([folder], FOLDER_SUFFIXES)
     if not files:
         raise UserError(f"{folder}: holds neither a model nor images.")
-    height, width = read_stored(files[0])[0].data.shape[:2]
-    return min(height, RESOLUTIONS[-1]), min(width, RESOLUTIONS[-1])
+    try:
+        return read_stored(files[0])[0].data
+    except UserError:
+        return read_stored(files[0], colours=True)[0].data
+
+
+def _shape_of(image: np.ndarray | None) -> tuple[int, int]:
+    """Height and width as far as they can be compared at once."""
+    assert image is not None
+    return min(image.shape[0], RESOLUTIONS[-1]), min(image.shape[1], RESOLUTIONS[-1])
 
 
 def _write_picture(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:

@@ -1,0 +1,74 @@
+"""Grey levels of a population of images: how bright each is, how much contrast it has, which levels occur.
+
+The other distances scale every image by itself, so that detector gain and offset do not count. Images that are to be
+drawn like those of one window must have its brightness, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import wasserstein_distance
+
+from micrographia.errors import UserError
+
+#: Bins of the histogram over -1 ... 1.
+_BINS = 100
+
+
+def compare_levels(
+    real: np.ndarray, generated: np.ndarray, seed: int = 0, splits: int = 10
+) -> dict[str, float]:
+    """Compare the grey levels of two sets of images ``[N, C, H, W]`` in one window, -1 ... 1.
+
+    Returns
+    -------
+    dict
+        ``levels_kl``: Kullback-Leibler divergence of the histograms of all pixels (of the channels, the mean), nats;
+        ``brightness_distance``, ``contrast_distance``: Wasserstein distance between the distributions over the
+        images of their mean and of their standard deviation, in units of the window's half width; and of each
+        ``NAME_floor``, the same between random halves of the real images (mean over `splits`).
+
+    Raises
+    ------
+    UserError
+        Fewer than two real images, or none generated.
+    """
+    if len(real) < 2 or not len(generated) or real.shape[1] != generated.shape[1]:
+        raise UserError(
+            f"Grey levels of {len(real)} real and {len(generated)} generated images of {real.shape[1]} and "
+            f"{generated.shape[1]} channels cannot be compared."
+        )
+    a, b = _levels(real), _levels(generated)
+    found = _distances(a, b)
+    rng = np.random.default_rng(seed)
+    floors = []
+    for _ in range(splits):
+        order = rng.permutation(len(real))
+        one, two = (tuple(part[half] for part in a) for half in np.array_split(order, 2))
+        floors.append(_distances(one, two))
+    return found | {f"{k}_floor": float(np.mean([f[k] for f in floors])) for k in found}
+
+
+def _levels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts ``[N, C, bins]``, means and standard deviations ``[N, C]``."""
+    n, channels = images.shape[:2]
+    flat = images.reshape(n, channels, -1)
+    at = np.clip((flat + 1) * (_BINS / 2), 0, _BINS - 1).astype(np.int64)
+    place = np.arange(n * channels).reshape(n, channels, 1) * _BINS
+    counts = np.bincount((place + at).ravel(), minlength=n * channels * _BINS).reshape(n, channels, _BINS)
+    return counts, flat.mean(axis=2), flat.std(axis=2)
+
+
+def _distances(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> dict[str, float]:
+    channels = range(a[0].shape[1])
+    p, q = (
+        0.999 * counts.sum(axis=0) / counts.sum(axis=(0, 2))[:, None] + 0.001 / _BINS
+        for counts in (a[0], b[0])
+    )
+    return {
+        "levels_kl": float((p * np.log(p / q)).sum(axis=1).mean()),
+        "brightness_distance": float(
+            np.mean([wasserstein_distance(a[1][:, c], b[1][:, c]) for c in channels])
+        ),
+        "contrast_distance": float(np.mean([wasserstein_distance(a[2][:, c], b[2][:, c]) for c in channels])),
+    }
