@@ -5,7 +5,9 @@ judges real and generated images one after the other, takes its penalties in pas
 optimiser that is not fused. Same weights, same images, in turn in one process. On a CUDA device, if there is one,
 also 256 px with bfloat16.
 
-python stylegan.py [steps] [seconds of both at 128 px: 0 = leave out]
+Both ways' steps are whole: ours also draws one batch for generator and critic where the plain one draws two.
+
+python stylegan.py [steps]
 """
 
 from __future__ import annotations
@@ -193,7 +195,7 @@ def compare(config: GanConfig, steps: int, device: torch.device, precision: str 
     ]  # fmt: skip
 
 
-def scaling(device: torch.device) -> list[list[object]]:
+def scaling() -> list[list[object]]:
     """Seconds per 1000 images and memory of ours, over resolution and batch."""
     rows = []
     for resolution, batch in ((32, 16), (64, 8), (64, 16), (64, 32), (128, 16), (256, 8)):
@@ -212,7 +214,7 @@ def scaling(device: torch.device) -> list[list[object]]:
 def main(steps: int = 16) -> None:
     set_threads()
     cpu = torch.device("cpu")
-    growth = scaling(cpu)  # first, while the process is small
+    growth = scaling()  # first, while the process is small
     rows = [compare(replace(BASE, resolution=r, batch=b), steps, cpu) for r, b in ((64, 8), (64, 16))]
     if torch.cuda.is_available():
         gpu = choose_device("cuda")
@@ -227,7 +229,7 @@ def main(steps: int = 16) -> None:
             "Seconds per 1000 images (kimg), gradient penalty every 16 steps included. *Plain*: the paper's "
             "formulation of the same networks in PyTorch's own operations; both ways' images and verdicts agree.",
             table(header, rows),
-            "How ours grows with resolution and batch (the memory is the process's peak so far, MB):",
+            "How ours grows with resolution and batch, steps without penalty (the memory is the process's peak so far, MB):",
             table(["px", "batch", "CPU s/kimg", "peak MB"], growth),
         ], ["torch"],
     )  # fmt: skip

@@ -373,11 +373,11 @@ def test_probability_rises_while_the_critic_knows_too_much_and_falls_after():
     assert down[-1] == pytest.approx(8 * 16 / 640)
 
 
-def test_probability_stays_one():
+def test_probability_stays_where_transformations_can_be_undone():
     probability = AdaptiveProbability(AugmentConfig(adapt_images=100))
     assert feed(probability, -1.0, 8)[-1] == 0
-    assert feed(probability, 1.0, 40)[-1] == 1
-    assert 0.3 < feed(probability, 0.0, 4)[-1] < 0.4
+    assert feed(probability, 1.0, 40)[-1] == 0.8
+    assert 0.1 < feed(probability, 0.0, 4)[-1] < 0.2
 
 
 def test_the_mean_counts_not_the_last_step():

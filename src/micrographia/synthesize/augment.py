@@ -5,8 +5,7 @@ appendix B, for any number of channels. Every transformation happens with the sa
 below p = 1 (0.8, to be safe) their mixture can be undone in distribution, and the generator does not learn it.
 
 Drawing and applying are two steps: what is random is drawn for a whole batch at once, and any part of the batch
-can be transformed anywhere. Everything is differentiable in the images, as often as needed (the gradient penalty
-differentiates twice). Images are in the working range, -1 to 1, which brightness, noise and cut-outs refer to.
+can be transformed anywhere. Everything is differentiable in the images, as often as needed. Images are in the working range, -1 to 1, which brightness, noise and cut-outs refer to.
 
 Against the paper: the one resampling uses a Lanczos filter of the same length in place of the symlet; the octave
 bands are those of the shortest Daubechies filter but one, as there. Luma is the mean over the channels. Hue has a
@@ -38,6 +37,8 @@ _CUTOUT = 0.5
 _BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
 #: Lobes of the Lanczos filter: 12 taps at twice the sampling.
 _LOBES = 3
+#: The largest p that is adapted to: beyond it, transformations begin to show in what is generated.
+_MOST = 0.8
 #: Updates between adjustments of p.
 _INTERVAL = 4
 
@@ -476,7 +477,7 @@ class AdaptiveProbability:
             return
         (sign,) = mean_over_processes([self._signs / self._images], device)
         step = self._images / self.config.adapt_images
-        self.p = min(1.0, max(0.0, self.p + (step if sign > self.config.target else -step)))
+        self.p = min(_MOST, max(0.0, self.p + (step if sign > self.config.target else -step)))
         self._signs = self._images = self._updates = 0.0
 
     def state(self) -> dict[str, Tensor]:

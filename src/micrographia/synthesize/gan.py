@@ -73,7 +73,7 @@ class GanConfig:
     """Adam's learning rate. [0.0025]"""
     beta1: float = 0.0
     """Adam's first momentum. [0]"""
-    r1: float = 4.0
+    r1: float = 1.0
     """Weight γ of the gradient penalty; 0 = none. [0.0002 · pixels / batch]"""
     r1_every: int = 16
     """Steps between gradient penalties, which weigh as much more; relativistic training takes 1. [16]"""
