@@ -238,11 +238,11 @@ def run_sample(arguments: argparse.Namespace) -> None:
     """`micrographia synthesize sample`."""
     from micrographia.workflows.synthesize_steps import sample
 
-    sample(
+    files = sample(
         arguments.model, arguments.n, arguments.seed, arguments.out, arguments.truncation, arguments.label,
         ".tif" if arguments.tif else ".png", arguments.device or "auto",
     )  # fmt: skip
-    print(arguments.out / "overview" / "sheet.png")
+    print(files[-1])
 
 
 def run_interpolate(arguments: argparse.Namespace) -> None:

@@ -454,14 +454,15 @@ class AdaptiveProbability:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.p = config.p
-        self._signs = self._images = self._updates = 0.0
+        self._signs: float | Tensor = 0.0
+        self._images = self._updates = 0.0
 
-    def update(self, mean_sign: float, images: int, device: torch.device) -> None:
+    def update(self, mean_sign: float | Tensor, images: int, device: torch.device) -> None:
         """Take in one training step; every process calls it.
 
         Parameters
         ----------
-        mean_sign : float
+        mean_sign : float or tensor
             Mean sign of the real images' logits in this process.
         images : int
             Real images that all processes together have seen in this step.
@@ -470,12 +471,12 @@ class AdaptiveProbability:
         """
         if self.config.target == 0:
             return
-        self._signs += mean_sign * images
+        self._signs = self._signs + mean_sign * images  # a GPU is waited for only where the number is needed
         self._images += images
         self._updates += 1
         if self._updates < _INTERVAL:
             return
-        (sign,) = mean_over_processes([self._signs / self._images], device)
+        (sign,) = mean_over_processes([float(self._signs) / self._images], device)
         step = self._images / self.config.adapt_images
         self.p = min(_MOST, max(0.0, self.p + (step if sign > self.config.target else -step)))
         self._signs = self._images = self._updates = 0.0
@@ -483,7 +484,7 @@ class AdaptiveProbability:
     def state(self) -> dict[str, Tensor]:
         """What a resumed training needs."""
         values = {"p": self.p, "signs": self._signs, "images": self._images, "updates": self._updates}
-        return {f"augment_{name}": torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
+        return {f"augment_{name}": torch.tensor(float(v), dtype=torch.float64) for name, v in values.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore :meth:`state`."""

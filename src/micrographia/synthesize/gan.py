@@ -126,7 +126,9 @@ class GanConfig:
     @property
     def augments(self) -> bool:
         """Whether the critic ever sees images through transformations."""
-        return self.augment.target > 0 or self.augment.p > 0
+        a = self.augment
+        some = a.blit or a.geom or a.color or a.filter or a.noise or a.cutout
+        return some and (a.target > 0 or a.p > 0)
 
     @property
     def ema_decay(self) -> float:
@@ -264,7 +266,7 @@ class GAN:
             return share * loss, share * told
 
         told = self._learn("critic", [partial(judge, part) for part in self._parts(n)])
-        self.probability.update(float(told[2]), draw.world, real.device)
+        self.probability.update(told[2], draw.world, real.device)
         values: dict[str, float | Tensor] = {
             "critic": told[0],
             "real_logit": told[3],

@@ -278,10 +278,12 @@ class Synthesizer:
         network = self._ready(device)
         self._require_styles("projection")
         want = (self.channels, *self.shape_px)
-        if image.shape != want or not np.isfinite(image).all():
+        if not np.isfinite(image).all():
+            raise UserError("project: the image holds NaN or infinite pixels; repair or crop them.")
+        if image.shape != want:
             raise UserError(
                 f"project: the image is {' x '.join(map(str, image.shape))}, the model draws "
-                f"{' x '.join(map(str, want))} (channels, height, width) of finite numbers."
+                f"{' x '.join(map(str, want))} (channels, height, width)."
             )
         goal = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
         style, drawn, difference = project(network, goal, steps, watch=watch)

@@ -69,12 +69,13 @@ class RunFolder:
                 f"{self.path} exists and is no run folder; choose an empty or new folder with --out."
             )
         try:
-            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_text("recipe.toml", to_toml(recipe))  # first: it makes the folder a run folder
+            (self.path / "stages").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --out."
             ) from error
-        self.write_text("recipe.toml", to_toml(recipe))
         self.write_json("versions.json", versions())
 
     def stage(

@@ -55,7 +55,10 @@ def sample(
     suffix: Literal[".png", ".tif"] = ".png",
     device: str = "auto",
 ) -> list[Path]:
-    """Write `n` samples, of the seeds from `first_seed` on, and a sheet of them; return the files."""
+    """Write `n` samples, of the seeds from `first_seed` on, and a sheet of them; return the files.
+
+    A single sample may go to a file instead of a folder.
+    """
     set_threads()
     _require_room(out)
     synthesizer, file = load_model(model)
@@ -66,6 +69,8 @@ def sample(
     files = write_samples(
         out, images, synthesizer.window, provenance, seeds, None, synthesizer.pixel_size_A, suffix
     )
+    if out.suffix:  # one image, to a file
+        return files
     overview = sheet(images[:64], min(8, n))
     _write_picture(
         out / "overview" / "sheet.png",
@@ -90,6 +95,7 @@ def interpolate(
 ) -> Path:
     """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``."""
     set_threads()
+    _require_room(out)
     synthesizer, file = load_model(model)
     if synthesizer.config.network == "dcgan":
         space = "z"
@@ -103,7 +109,6 @@ def interpolate(
         frames = np.round(255 * as_pictures(images)).astype(np.uint8)
         write_video(out, np.concatenate([frames, frames[-2:0:-1]]), frames_per_second, provenance)
         return out
-    _require_room(out)
     each = [{"position": float(t)} for t in np.linspace(0, 1, steps)]
     write_samples(out, images, synthesizer.window, provenance, None, each, synthesizer.pixel_size_A)
     return out
@@ -299,4 +304,4 @@ def _write_picture(path: Path, picture: np.ndarray, provenance: dict[str, Any]) 
 
 def _require_room(out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty; choose another --out.")
+        raise UserError(f"{out} exists{'' if out.is_file() else ' and is not empty'}; choose another --out.")
