@@ -73,8 +73,11 @@ class GanConfig:
     """Adam's learning rate. [0.0025]"""
     beta1: float = 0.0
     """Adam's first momentum. [0]"""
-    r1: float = 1.0
-    """Weight γ of the gradient penalty; 0 = none. [0.0002 · pixels / batch]"""
+    r1: float = 4.0
+    """Weight γ of the gradient penalty at the start; 0 = none. [0.0002 · pixels / batch]"""
+    r1_last: float = 0.4
+    """Its weight at the end. It falls evenly on a logarithmic scale: at first the critic must not win, at last it
+    must see the noise. [as at the start]"""
     r1_every: int = 16
     """Steps between gradient penalties, which weigh as much more; relativistic training takes 1. [16]"""
     path_length: float = 0.0
@@ -116,12 +119,22 @@ class GanConfig:
             )
         if not self.learning_rate > 0:
             raise UserError(f"gan.learning_rate = {self.learning_rate}: give a number greater than 0.")
-        for name in ("r1", "path_length", "average_images", "slope", "patience"):
+        for name in ("r1", "r1_last", "path_length", "average_images", "slope", "patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give 0 or more.")
+        if self.r1 > 0 and not self.r1_last > 0:
+            raise UserError(
+                "gan.r1_last = 0: give a number greater than 0, or set gan.r1 = 0 for no penalty."
+            )
         for name in ("mixing", "beta1"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give a number from 0 to 1.")
+
+    def penalty_at(self, step: int) -> float:
+        """Weight of the gradient penalty at a step, 0 where none is due; those left out weigh in the next."""
+        if not self.r1 or step % self.r1_every:
+            return 0.0
+        return self.r1_every * self.r1 * (self.r1_last / self.r1) ** (step / self.steps)
 
     @property
     def augments(self) -> bool:
@@ -234,7 +247,8 @@ class GAN:
         config = self.config
         n = len(real)
         real, fake = self._transformed(real, draw), self._transformed(fake, draw)
-        penalise = config.r1 > 0 and step % config.r1_every == 0
+        weight = config.penalty_at(step)
+        penalise = weight > 0
         relativistic = config.loss == "relativistic"
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
@@ -249,7 +263,7 @@ class GAN:
                 judged = on_real.sum() + (on_fake.sum() if relativistic else 0)
                 (slopes,) = torch.autograd.grad(judged, both, create_graph=True)
                 penalty = slopes.float().square().sum() / len(on_real)
-                loss = loss + config.r1 / 2 * config.r1_every * penalty
+                loss = loss + weight / 2 * penalty
             share = len(on_real) / n
             # Of pairs only the difference counts: the critic may add any number to all its verdicts.
             sure = on_real - on_fake if relativistic else on_real

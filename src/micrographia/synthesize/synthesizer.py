@@ -136,7 +136,7 @@ class Synthesizer:
             checkpoint_every=config.evaluate_every,
             patience=config.patience,
         )
-        settings = {k: v for k, v in asdict(config).items() if k != "steps"}
+        settings = asdict(config)
         failed: OutOfMemory | None = None
         try:
             result = train(
