@@ -93,6 +93,7 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     told = read_provenance(next((out / "samples").glob("*.png")))
     assert told["synthetic"] is True
     assert told["generator"] == "stylegan2"
+    assert read_provenance(out / "looks" / "step-000012.png")["step"] == 12
     page = (out / "report.html").read_text("utf-8")
     for heading in (
         "Real and generated",

@@ -77,6 +77,12 @@ class AugmentConfig:
         if not 0 <= self.p <= 1:
             raise UserError(f"augment.p = {self.p}: give a probability from 0 to 1.")
 
+    @property
+    def acts(self) -> bool:
+        """Whether any image is ever transformed."""
+        some = self.blit or self.geom or self.color or self.filter or self.noise or self.cutout
+        return some and (self.target > 0 or self.p > 0)
+
 
 @dataclass(frozen=True)
 class Transforms:

@@ -38,6 +38,7 @@ from micrographia.synthesize.augment import (
     draw_transforms,
 )
 from micrographia.synthesize.dcgan import DCDiscriminator, DCGenerator, measure_batch_norm
+from micrographia.synthesize.latents import classes_in_turn
 from micrographia.synthesize.resolution import check_resolution
 from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator
 from micrographia.training import distributed
@@ -137,13 +138,6 @@ class GanConfig:
         return self.r1_every * self.r1 * (self.r1_last / self.r1) ** (step / self.steps)
 
     @property
-    def augments(self) -> bool:
-        """Whether the critic ever sees images through transformations."""
-        a = self.augment
-        some = a.blit or a.geom or a.color or a.filter or a.noise or a.cutout
-        return some and (a.target > 0 or a.p > 0)
-
-    @property
     def ema_decay(self) -> float:
         """Decay per step of the running mean of the generator's weights."""
         return 0.5 ** (self.batch / self.average_images) if self.average_images else 0.0
@@ -199,7 +193,7 @@ class GAN:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore :meth:`state`."""
         self.path_length = state["path_length"]
-        self.probability.load_state({k: v for k, v in state.items() if k != "path_length"})
+        self.probability.load_state(state)
 
     def training_step(
         self, batch: Sequence[Tensor], step: int, generator: torch.Generator
@@ -224,19 +218,15 @@ class GAN:
         return values | self._critic_step(real, fake, inputs.classes, step, draw)
 
     @torch.no_grad()
-    def drawing_generator(self) -> nn.Module:
+    def drawing_generator(self) -> Any:
         """The generator that images are drawn with: the mean of its weights over the last steps, if one is kept."""
         network: Any = self.ema.get("generator", self.networks["generator"])
         if self.ema and self.config.network == "dcgan":
             # Its statistics are those of the latest weights, not of their mean.
             draw = torch.Generator().manual_seed(self.seed)
             codes = torch.randn(512, network.latent, generator=draw).to(next(network.parameters()).device)
-            classes = (
-                torch.arange(len(codes), device=codes.device) % network.classes.num_embeddings
-                if network.classes
-                else None
-            )
-            measure_batch_norm(network, codes, classes)
+            classes = network.classes.num_embeddings if network.classes else 0
+            measure_batch_norm(network, codes, classes_in_turn(classes, len(codes), codes.device))
         return network.eval()
 
     # ------------------------------------------------------------ critic

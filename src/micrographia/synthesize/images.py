@@ -91,6 +91,11 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def class_numbers(self) -> np.ndarray:
+        """`labels`, or zeros where there are no classes: ``[N]``, int64."""
+        return np.zeros(len(self), np.int64) if self.labels is None else self.labels
+
     def batch(self, indices: Sequence[int] | np.ndarray | slice) -> Tensor:
         """Patches as networks see them: float32 ``[n, C, H, W]``, the window mapped to -1 ... +1.
 

@@ -82,7 +82,8 @@ def project(
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         styles = generator.mapping(
-            torch.randn(4096, generator.latent, generator=draw).to(device), _any(generator, device)
+            torch.randn(4096, generator.latent, generator=draw).to(device),
+            classes_in_turn(generator.classes, 4096, device),
         )
     spread = float((styles - generator.mean_style).square().sum(dim=1).mean().sqrt())
     style = generator.mean_style.repeat(generator.style_count, 1).clone().requires_grad_()
@@ -107,9 +108,9 @@ def project(
     return style.detach().cpu(), drawn[0].cpu(), difference
 
 
-def _any(generator: Any, device: torch.device) -> Tensor | None:
-    """Classes in turn for a generator that wants to know them."""
-    return torch.arange(4096, device=device) % generator.classes if generator.classes else None
+def classes_in_turn(classes: int, n: int, device: torch.device) -> Tensor | None:
+    """Numbers ``[n]`` of classes, each as often as the others; None for a generator that knows none."""
+    return torch.arange(n, device=device) % classes if classes else None
 
 
 def _over_scales(a: Tensor, b: Tensor) -> Tensor:

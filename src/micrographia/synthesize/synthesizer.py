@@ -15,11 +15,18 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
-from micrographia.nets.weights import load_model, load_tree, save_model
+from micrographia.nets.weights import load_model, save_model
 from micrographia.synthesize.augment import AugmentConfig
 from micrographia.synthesize.gan import GAN, GanConfig, make_generator
 from micrographia.synthesize.images import TrainingSet, Window
-from micrographia.synthesize.latents import codes_of, linear_path, noise_of, project, spherical_path
+from micrographia.synthesize.latents import (
+    classes_in_turn,
+    codes_of,
+    linear_path,
+    noise_of,
+    project,
+    spherical_path,
+)
 from micrographia.synthesize.stylegan import GROUP
 from micrographia.training import distributed
 from micrographia.training.device import autocast, choose_device
@@ -99,7 +106,7 @@ class Synthesizer:
         )  # fmt: skip
         self.channels, self.shape_px = images.images.shape[1], (height, width)
         self.binning, self.fit_by = images.binning, images.fit
-        labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
+        labels = images.class_numbers
         _, world = distributed.rank_and_world()
         batch = config.batch
         if batch % (GROUP * world):
@@ -136,7 +143,6 @@ class Synthesizer:
             checkpoint_every=config.evaluate_every,
             patience=config.patience,
         )
-        settings = asdict(config)
         failed: OutOfMemory | None = None
         try:
             result = train(
@@ -147,10 +153,11 @@ class Synthesizer:
                 look,
                 "frechet",
                 label="gan",
-                inputs=[str(settings), images.images[:256]],
+                inputs=[str(asdict(config)), images.images[:256]],
             )
         except TrainingDiverged:
-            self._take_best(model, Path(folder))
+            if (Path(folder) / "best.safetensors").exists():  # which the model then is
+                self._take(model)
             raise
         except OutOfMemory as error:
             # The failed step's tensors hang on its traceback.
@@ -168,8 +175,7 @@ class Synthesizer:
             ) from failed
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
-        self.generator = model.drawing_generator()
-        self._find_mean_style()
+        self._take(model)
         return result
 
     def check(self, images: TrainingSet) -> None:
@@ -326,17 +332,6 @@ class Synthesizer:
         model.generator = network.eval()
         return model
 
-    def _take_best(self, model: GAN, folder: Path) -> None:
-        """Take the generator of the best state of a training that failed, if it came so far."""
-        if not (folder / "best.safetensors").exists():
-            return
-        tree = load_tree(folder / "best.safetensors", "gan")
-        average = tree["ema"].get("generator", {})
-        weights = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
-        self.generator = model.networks["generator"]
-        self.generator.load_state_dict(weights or tree["networks"]["generator"])
-        self._find_mean_style()
-
     def _largest_batch(self, device: torch.device) -> int:
         """The largest batch, by halves, whose first step (with every penalty) fits into memory; 0 if none does."""
         if device.type == "cuda":
@@ -377,14 +372,14 @@ class Synthesizer:
         return torch.full((n,), number, dtype=torch.int64)
 
     @torch.no_grad()
-    def _find_mean_style(self) -> None:
-        network = self.generator
-        if network is None or self.config.network != "stylegan2":
-            return
-        where = next(network.parameters()).device
-        z = codes_of(list(range(4096)), network.latent).to(where)
-        labels = torch.arange(len(z), device=where) % network.classes if network.classes else None
-        network.mean_style.copy_(network.mapping(z, labels).mean(dim=0))
+    def _take(self, model: GAN) -> None:
+        """Take a trained generator; find its mean style."""
+        self.generator = network = model.drawing_generator()
+        if self.config.network == "stylegan2":
+            where = next(network.parameters()).device
+            z = codes_of(list(range(4096)), network.latent).to(where)
+            styles = network.mapping(z, classes_in_turn(network.classes, len(z), where))
+            network.mean_style.copy_(styles.mean(dim=0))
 
 
 def _epochs(n: int, batch: int, step: int, seed: int) -> np.ndarray:

@@ -139,7 +139,8 @@ def train(
     Parameters
     ----------
     model : Trainable
-        Moved to the device; ends as the best state if `score` is given, else as the last.
+        Moved to the device; ends as the best state if `score` is given (if there was one, also where the training
+        diverges), else as the last.
     batches : callable
         ``batches(step)``, a pure function: arrays or tensors, or tuples, lists, dicts of them. Under
         ``torchrun`` it returns this process's share (`distributed.shard`).
@@ -190,7 +191,13 @@ def train(
         if rank == 0:
             save_last(folder, model, averages, course, label)
 
+    def to_best() -> None:
+        if score is not None and course.best_step is not None:
+            distributed.from_first(None)  # the first process has written the best state
+            load_best(folder, model, averages, label)
+
     with (
+        _on_divergence(to_best),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ProgressDisplay(label, config.steps, course.step, silent=rank > 0) as display,
         _deferred_interrupts() as interrupts,
@@ -244,9 +251,8 @@ def train(
             checkpoint()
     if metrics:
         metrics.close()
-    if score is not None and stopped != "interrupted" and course.best_step is not None:
-        distributed.from_first(None)  # the first process has written the best state
-        load_best(folder, model, averages, label)
+    if stopped != "interrupted":
+        to_best()
     return TrainResult(course.step, course.best_step, course.best_score, pd.DataFrame(course.rows), stopped)
 
 
@@ -311,6 +317,15 @@ def _require_finite(networks: Mapping[str, nn.Module], step: int, folder: Path) 
     for name, network in networks.items():
         if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
             raise _diverged(f"a weight of the network '{name}' became NaN or infinite by step {step}", folder)
+
+
+@contextmanager
+def _on_divergence(to_best: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except TrainingDiverged:
+        to_best()
+        raise
 
 
 def _diverged(what: str, folder: Path) -> TrainingDiverged:

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from micrographia.errors import UserError
+from micrographia.files import atomic_path
 from micrographia.metrics.distances import compare_sets, frechet_distance, standardise
 from micrographia.metrics.features import FeatureExtractor, inception_extractor, physical_features
 from micrographia.metrics.levels import compare_levels
 from micrographia.metrics.memorisation import Memorisation, memorisation
 from micrographia.metrics.microstructure import MicrostructureComparison, compare_micrographs
 from micrographia.plots.synthesis import sheet
-from micrographia.synthesize.images import TrainingSet, read_training_set, write_samples
+from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
 from micrographia.synthesize.synthesizer import FEATURE_PIXEL_A, Synthesizer
 from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
@@ -55,6 +55,8 @@ class Synthesis:
     model: Synthesizer
     recipe: SynthesizeRecipe
     training: TrainingSet
+    learnt: np.ndarray
+    """The training images as the networks see them, ``[N, C, H, W]`` in -1 ... 1."""
     real: np.ndarray
     """``[N, C, H, W]`` in -1 ... 1: the images that judge, held out where there are enough."""
     held_out: bool
@@ -111,7 +113,8 @@ def fit_synthesizer(
     Synthesizer(recipe.gan).check(training)
     _extractor(recipe.judge)
     run = RunFolder(out, recipe, resume, free=("judge.",))
-    run.require_inputs({"images": data_fingerprint([everything.images, str(everything.names)])})
+    inputs = {"images": data_fingerprint([everything.images, str(everything.names)])}
+    run.require_inputs(inputs)
     say(
         f"{len(training)} training images of {recipe.gan.resolution} px, {len(real)} to judge by, device {device}"
     )
@@ -120,9 +123,10 @@ def fit_synthesizer(
     looks.mkdir(exist_ok=True)
 
     def watch(step: int, samples: np.ndarray) -> None:
-        picture = np.round(255 * sheet(samples[:SHOWN], 8)).astype(np.uint8)
-        Image.fromarray(picture).save(looks / f"step-{step:06d}.png")
-        np.save(looks / f"step-{step:06d}.npy", samples[:8].astype(np.float16))
+        told = {"generator": recipe.gan.network, "step": step, "trained_with_seed": recipe.seed}
+        write_sheet(looks / f"step-{step:06d}.png", sheet(samples[:SHOWN], 8), told)
+        with atomic_path(looks / f"step-{step:06d}.npy") as temporary:
+            np.save(temporary, samples[:8].astype(np.float16))
 
     def work(folder: Path) -> None:
         model = Synthesizer(recipe.gan)
@@ -137,18 +141,19 @@ def fit_synthesizer(
         result.history.to_csv(folder / "history.csv", index=False)
         (folder / "best.txt").write_text(str(result.best_step))
 
-    key = {"training": data_fingerprint([training.images]), "gan": str(recipe.gan), "seed": recipe.seed}
+    key = inputs | {"hold_out": config.hold_out, "gan": str(recipe.gan), "seed": recipe.seed}
     stage = run.stage("train", key, work, say)
-    shutil.copyfile(stage / "model.safetensors", run.path / "model.safetensors")
+    with atomic_path(run.path / "model.safetensors") as temporary:
+        shutil.copyfile(stage / "model.safetensors", temporary)
     model = Synthesizer.load(run.path / "model.safetensors")
 
     samples, labels = draw_for_judging(model, training, recipe.judge.samples, str(device))
     say(f"judging {len(samples)} samples by {len(real)} real images")
-    real_labels = _labels_of(everything, real)
     judged_by = real.batch(slice(None)).numpy()
+    learnt = training.batch(slice(None)).numpy() if held_out else judged_by
     judgement = judge(
-        judged_by, samples, training.batch(slice(None)).numpy() if held_out else judged_by, recipe.judge,
-        recipe.seed, (real_labels, labels, training.classes), training.pixel_size_A,
+        judged_by, samples, learnt, recipe.judge, recipe.seed, (real.class_numbers, labels, training.classes),
+        training.pixel_size_A,
     )  # fmt: skip
     numbers = judgement.numbers | {
         "seed": recipe.seed, "training_images": len(training), "judged_by": len(real), "held_out": held_out,
@@ -166,7 +171,7 @@ def fit_synthesizer(
         for path in sorted(looks.glob("step-*.npy"))
     ]
     found = Synthesis(
-        model, recipe, training, judged_by, held_out, samples, shown,
+        model, recipe, training, learnt, judged_by, held_out, samples, shown,
         pd.read_csv(stage / "history.csv"), numbers["best_step"], judgement, run.path,
     )  # fmt: skip
     write_synthesis_report(found)
@@ -241,6 +246,12 @@ def draw_for_judging(
     return np.concatenate(parts), labels
 
 
+def write_sheet(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:
+    """Write a picture ``[h, w]`` or ``[h, w, 3]``, 0 to 1, of generated images; it says that they are."""
+    images = picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
+    write_samples(path, 2 * images[None] - 1, Window(0.0, 255.0, "uint8"), provenance)
+
+
 def provenance_of(model: Synthesizer, path: Path) -> dict[str, Any]:
     """What every generated file says about its model."""
     from micrographia.nets.weights import weights_key
@@ -264,7 +275,7 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet
     rng = np.random.default_rng([recipe.seed, 11])
     names = np.array(images.names)
     units = names if len(np.unique(names)) >= _MANY else np.arange(len(images)).astype(str)
-    labels = np.zeros(len(images), int) if images.labels is None else images.labels
+    labels = images.class_numbers
     held: list[str] = []
     for label in np.unique(labels):
         own = np.unique(units[labels == label])
@@ -297,10 +308,6 @@ def _some(images: TrainingSet, which: np.ndarray) -> TrainingSet:
         corners_px=images.corners_px[which],
         labels=None if images.labels is None else images.labels[which],
     )
-
-
-def _labels_of(everything: TrainingSet, part: TrainingSet) -> np.ndarray:
-    return np.zeros(len(part), int) if part.labels is None else part.labels
 
 
 def _by_class(

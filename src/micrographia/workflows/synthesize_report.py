@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from micrographia.metrics.memorisation import Memorisation
 from micrographia.plots.microstructure import microstructure_figure, neighbours_figure
 from micrographia.plots.synthesis import adversarial_figure, rows_figure, sheet_figure
 from micrographia.workflows.report import Report
@@ -21,8 +22,7 @@ def write_synthesis_report(found: Synthesis) -> None:
         f"{gan.network} at {gan.resolution} px from {len(found.training)} images",
         f"recipe {recipe.name}, {gan.loss} loss, {gan.steps} steps of {gan.batch} images, seed {recipe.seed}",
     )
-    training = found.training.batch(slice(None)).numpy()
-    judgement_sections(report, found.judgement, found.real, found.samples, training)
+    judgement_sections(report, found.judgement, found.real, found.samples, found.learnt)
     if not found.held_out:
         report.sections[0].warning(
             "The images that judge are those that the model learnt from: too few to hold some out. Copies would score "
@@ -34,7 +34,7 @@ def write_synthesis_report(found: Synthesis) -> None:
         report.sections[0].warning(
             f"Left out: {len(failures)} files or frames: {some}{' ...' * (len(failures) > 5)}"
         )
-    if len(found.training) < 500 and not gan.augments:
+    if len(found.training) < 500 and not gan.augment.acts:
         report.sections[0].warning(
             f"{len(found.training)} images without augmentation: the critic learns them by heart. Use gan.augment."
         )
@@ -83,7 +83,7 @@ def judgement_sections(
         )
     if found.memorisation is not None:
         copies = report.section("Copies?")
-        copies.text(*_told(found))
+        copies.text(_told(found.memorisation))
         if training is not None:
             copies.figure(
                 "neighbours",
@@ -116,16 +116,14 @@ def numbers_table(found: Judgement) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _told(found: Judgement) -> list[str]:
-    copies = found.memorisation
-    assert copies is not None
-    return [
+def _told(copies: Memorisation) -> str:
+    return (
         f"{100 * copies.score:.1f} % of the samples are more like some training image than all but the likest real "
         f"images are that were not trained on; {100 * copies.chance:.1f} % would be by chance. Many more mean that the "
         "model repeats what it was shown. Likeness is the correlation under shifts, turns and mirrors (1 = a copy): "
         f"median {np.median(copies.generated.similarity):.2f}, of those real images "
         f"{np.median(copies.reference.similarity):.2f}."
-    ]
+    )
 
 
 def _paths(report: Report, found: Synthesis) -> None:

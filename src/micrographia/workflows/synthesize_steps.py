@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ from micrographia.workflows.synthesize import (
     judge,
     load_model,
     provenance_of,
+    write_sheet,
 )
 from micrographia.workflows.synthesize_recipe import JudgeConfig
 from micrographia.workflows.synthesize_report import judgement_sections
@@ -69,12 +71,11 @@ def sample(
     files = write_samples(
         out, images, synthesizer.window, provenance, seeds, None, synthesizer.pixel_size_A, suffix
     )
-    if out.suffix:  # one image, to a file
+    if files == [out]:  # one image, to a file
         return files
-    overview = sheet(images[:64], min(8, n))
-    _write_picture(
+    write_sheet(
         out / "overview" / "sheet.png",
-        overview,
+        sheet(images[:64], min(8, n)),
         provenance | {"seeds": [first_seed, first_seed + min(n, 64) - 1]},
     )
     return [*files, out / "overview" / "sheet.png"]
@@ -139,7 +140,7 @@ def project(model: Path, image: Path, out: Path, steps: int, device: str, say: S
         None,
         synthesizer.pixel_size_A,
     )
-    _write_picture(
+    write_sheet(
         out / "beside.png",
         sheet(np.stack([goal, drawn]), 2),
         provenance | {"left": "real", "right": "projected"},
@@ -168,20 +169,21 @@ def evaluate(
     if out is not None:
         _require_room(out)
     config = config or JudgeConfig()
-    model = None
+    model: Synthesizer | None = None
+    fit: Literal["crop", "resize"]
     if generated.is_file() or (generated / "model.safetensors").is_file():
         model, _ = load_model(generated)
-    first = None if model else _first_image(generated)
-    shape_px = model.shape_px if model else _shape_of(first)
+        shape_px, channels, fit, binning = model.shape_px, model.channels, model.fit_by, model.binning
+    else:
+        shape_px, channels = _shape_of_first(generated)
+        fit, binning = "crop", 1
     edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
     by_class = bool(model and model.classes and label is None)
 
     def read(paths: Sequence[Path], classes: bool = False) -> TrainingSet:
-        channels = model.channels if model else (3 if first is not None and first.ndim == 3 else 1)
         found = read_training_set(
-            list(paths), edge, channels, model.fit_by if model else "crop", classes=classes, shape_px=shape_px,
-            binning=model.binning if model else 1, say=say,
-        )  # fmt: skip
+            list(paths), edge, channels, fit, classes=classes, shape_px=shape_px, binning=binning, say=say
+        )
         if classes and model and found.classes != model.classes:
             raise UserError(
                 f"The folders {', '.join(found.classes)} are not the classes of the model: {', '.join(model.classes)}."
@@ -199,14 +201,19 @@ def evaluate(
         drawn = _in_window(read([generated]), window)[: config.samples]
         labels = np.zeros(len(drawn), int)
     known = _in_window(read(training, by_class), window) if training else None
-    real_labels = np.zeros(len(real_set), int) if real_set.labels is None else real_set.labels
+    judged_by = _in_window(real_set, window)
     found = judge(
-        _in_window(real_set, window), drawn, known, config, 0, (real_labels, labels, real_set.classes),
+        judged_by,
+        drawn,
+        known,
+        config,
+        0,
+        (real_set.class_numbers, labels, real_set.classes),
         real_set.pixel_size_A,
-    )  # fmt: skip
+    )
     if out is not None:
         report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
-        judgement_sections(report, found, _in_window(real_set, window), drawn, known)
+        judgement_sections(report, found, judged_by, drawn, known)
         report.write(out / "report.html")
         with atomic_path(out / "metrics.json") as temporary:
             temporary.write_text(json.dumps(found.numbers, indent=1, default=float) + "\n")
@@ -269,8 +276,7 @@ def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
 def _in_window(images: TrainingSet, window: Window) -> np.ndarray:
     """``[N, C, H, W]``, -1 ... 1 by another set's window."""
     _require_same_depth(images.window.dtype, window)
-    scaled = TrainingSet(images.images, window, images.names, images.corners_px)
-    return scaled.batch(slice(None)).numpy()
+    return replace(images, window=window).batch(slice(None)).numpy()
 
 
 def _require_same_depth(dtype: str, window: Window) -> None:
@@ -281,25 +287,17 @@ def _require_same_depth(dtype: str, window: Window) -> None:
         )
 
 
-def _first_image(folder: Path) -> np.ndarray:
+def _shape_of_first(folder: Path) -> tuple[tuple[int, int], int]:
+    """Height and width (as far as they can be compared at once) and channels of the first image in a folder."""
     files = find_files([folder], FOLDER_SUFFIXES)
     if not files:
         raise UserError(f"{folder}: holds neither a model nor images.")
     try:
-        return read_stored(files[0])[0].data
+        data = read_stored(files[0])[0].data
     except UserError:
-        return read_stored(files[0], colours=True)[0].data
-
-
-def _shape_of(image: np.ndarray | None) -> tuple[int, int]:
-    """Height and width as far as they can be compared at once."""
-    assert image is not None
-    return min(image.shape[0], RESOLUTIONS[-1]), min(image.shape[1], RESOLUTIONS[-1])
-
-
-def _write_picture(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:
-    images = picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
-    write_samples(path, 2 * images[None] - 1, Window(0.0, 255.0, "uint8"), provenance)
+        data = read_stored(files[0], colours=True)[0].data
+    height, width = (min(n, RESOLUTIONS[-1]) for n in data.shape[:2])
+    return (height, width), 3 if data.ndim == 3 else 1
 
 
 def _require_room(out: Path) -> None:
