@@ -15,6 +15,8 @@ from micrographia.synthesize.stylegan import (
     StyledConv,
     StyleDiscriminator,
     StyleGenerator,
+    detail_gain,
+    fine_detail,
     group_deviation,
 )
 
@@ -127,6 +129,46 @@ def test_deviation_within_groups() -> None:
     assert float(found[4:].max()) < 1e-3  # the others are alike
     whole = torch.randn(8, 2, 4, 4)
     torch.testing.assert_close(group_deviation(whole)[:4], group_deviation(whole[:4]))
+
+
+def test_fine_detail_is_what_a_smooth_image_lacks() -> None:
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    ramp = (0.03 * x - 0.01 * y)[None, None]
+    assert float(fine_detail(ramp)[..., 1:-1, 1:-1].abs().max()) < 1e-5
+    noise = torch.randn(4, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    # 1 - 2 * 1/4 + (6/16)^2 of the variance of white noise is left.
+    assert float(fine_detail(noise).std()) == pytest.approx(sqrt(0.640625), rel=0.02)
+
+
+def test_the_gain_of_detail_makes_noise_as_strong_as_contrast() -> None:
+    draw = torch.Generator().manual_seed(0)
+    phases = F.interpolate((torch.randn(16, 1, 4, 4, generator=draw) > 0).float(), 64)
+    noisy = phases + 0.05 * torch.randn(phases.shape, generator=draw)
+    expected = 0.5 / (0.05 * sqrt(0.640625))
+    assert detail_gain(noisy) == pytest.approx(
+        expected, rel=0.2
+    )  # though edges are most of detail's variance
+    assert detail_gain(10 * noisy) == pytest.approx(detail_gain(noisy))
+    assert detail_gain(torch.ones(2, 1, 16, 16)) == 1
+    assert detail_gain(phases + 1e-4 * torch.randn(phases.shape, generator=draw)) == 30
+
+
+def test_a_critic_that_is_shown_detail_sees_faint_noise_sooner() -> None:
+    def loss_after(steps: int, detail: float) -> float:
+        torch.manual_seed(6)
+        critic = StyleDiscriminator(16, latent=8, width=8, widest=16, detail=detail)
+        optimizer = torch.optim.Adam(critic.parameters(), 0.003, (0.0, 0.99))
+        for _ in range(steps):
+            smooth = torch.randn(16, 1, 4, 4)
+            smooth = F.interpolate(smooth, size=16, mode="bicubic")
+            logits = critic(torch.cat([smooth + 0.05 * torch.randn_like(smooth), smooth]))
+            loss = F.softplus(-logits[:16]).mean() + F.softplus(logits[16:]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    assert loss_after(100, detail=10.0) < 0.5 * loss_after(100, detail=0.0)
 
 
 def test_classes_change_image_and_verdict() -> None:

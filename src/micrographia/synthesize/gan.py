@@ -74,13 +74,13 @@ class GanConfig:
     """Adam's learning rate. [0.0025]"""
     beta1: float = 0.0
     """Adam's first momentum. [0]"""
-    r1: float = 4.0
-    """Weight γ of the gradient penalty at the start; 0 = none. [0.0002 · pixels / batch]"""
-    r1_last: float = 0.4
-    """Its weight at the end. It falls evenly on a logarithmic scale: at first the critic must not win, at last it
-    must see the noise. [as at the start]"""
+    r1: float = 1.0
+    """Weight γ of the gradient penalty; 0 = none. [0.0002 · pixels / batch]"""
     r1_every: int = 16
     """Steps between gradient penalties, which weigh as much more; relativistic training takes 1. [16]"""
+    detail: bool = True
+    """Show the critic the fine detail of images amplified beside them: it sees noise early then; StyleGAN2 only.
+    [false]"""
     path_length: float = 0.0
     """Weight of the path-length penalty; 0 = none. On small networks it keeps all images alike. [2; 0 at 32 px]"""
     path_every: int = 8
@@ -120,22 +120,16 @@ class GanConfig:
             )
         if not self.learning_rate > 0:
             raise UserError(f"gan.learning_rate = {self.learning_rate}: give a number greater than 0.")
-        for name in ("r1", "r1_last", "path_length", "average_images", "slope", "patience"):
+        for name in ("r1", "path_length", "average_images", "slope", "patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give 0 or more.")
-        if self.r1 > 0 and not self.r1_last > 0:
-            raise UserError(
-                "gan.r1_last = 0: give a number greater than 0, or set gan.r1 = 0 for no penalty."
-            )
         for name in ("mixing", "beta1"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give a number from 0 to 1.")
 
     def penalty_at(self, step: int) -> float:
         """Weight of the gradient penalty at a step, 0 where none is due; those left out weigh in the next."""
-        if not self.r1 or step % self.r1_every:
-            return 0.0
-        return self.r1_every * self.r1 * (self.r1_last / self.r1) ** (step / self.steps)
+        return 0.0 if step % self.r1_every else self.r1_every * self.r1
 
     @property
     def ema_decay(self) -> float:
@@ -157,6 +151,8 @@ class GAN:
         Of the images, no larger than the resolution.
     seed : int
         Of the weights and of everything random in the steps.
+    detail : float
+        Gain of the fine detail that the critic is shown (`stylegan.detail_gain`); 0 = none.
 
     Notes
     -----
@@ -168,14 +164,20 @@ class GAN:
     ema_networks = ("generator",)
 
     def __init__(
-        self, config: GanConfig, channels: int, classes: int, shape_px: tuple[int, int], seed: int
+        self,
+        config: GanConfig,
+        channels: int,
+        classes: int,
+        shape_px: tuple[int, int],
+        seed: int,
+        detail: float = 0.0,
     ) -> None:
         self.config, self.seed = config, seed
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.networks: dict[str, nn.Module] = {
                 "generator": make_generator(config, channels, classes, shape_px),
-                "critic": _critic(config, channels, classes),
+                "critic": _critic(config, channels, classes, detail),
             }
         betas = (config.beta1, 0.999 if config.network == "dcgan" else 0.99)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -459,9 +461,9 @@ def make_generator(config: GanConfig, channels: int, classes: int, shape_px: tup
     )  # fmt: skip
 
 
-def _critic(config: GanConfig, channels: int, classes: int) -> nn.Module:
+def _critic(config: GanConfig, channels: int, classes: int, detail: float) -> nn.Module:
     if config.network == "dcgan":
         return DCDiscriminator(config.resolution, channels, config.width, slope=config.slope, classes=classes)
     return StyleDiscriminator(
-        config.resolution, channels, config.latent, config.width, config.widest, classes
+        config.resolution, channels, config.latent, config.width, config.widest, classes, detail
     )

@@ -27,7 +27,7 @@ from micrographia.synthesize.latents import (
     project,
     spherical_path,
 )
-from micrographia.synthesize.stylegan import GROUP
+from micrographia.synthesize.stylegan import GROUP, detail_gain
 from micrographia.training import distributed
 from micrographia.training.device import autocast, choose_device
 from micrographia.training.loop import (
@@ -113,16 +113,18 @@ class Synthesizer:
             raise UserError(
                 f"gan.batch = {batch} cannot be shared by {world} processes in groups of {GROUP}."
             )
-        model = GAN(config, self.channels, len(self.classes), self.shape_px, seed)
+        rng = np.random.default_rng([seed, 5])
+        some = rng.choice(len(images), min(len(images), WATCHED), replace=False)
+        shown_real = images.batch(some)
+        detail = detail_gain(shown_real) if config.detail and config.network == "stylegan2" else 0.0
+        model = GAN(config, self.channels, len(self.classes), self.shape_px, seed, detail)
 
         def batches(step: int) -> tuple[Tensor, Tensor]:
             # Every image once before any comes again.
             chosen = distributed.shard(_epochs(len(images), batch, step, seed))
             return images.batch(chosen), torch.from_numpy(labels[chosen])
 
-        rng = np.random.default_rng([seed, 5])
-        some = rng.choice(len(images), min(len(images), WATCHED), replace=False)
-        real = _features(images.batch(some).numpy())
+        real = _features(shown_real.numpy())
         shown = rng.integers(2**31, size=WATCHED)
         shown_labels = torch.from_numpy(labels[rng.integers(len(images), size=WATCHED)])
 
@@ -167,7 +169,7 @@ class Synthesizer:
             failed = error
             del model, batches, look
         if failed is not None:
-            fits = self._largest_batch(choose_device(device))
+            fits = self._largest_batch(choose_device(device), detail)
             mend = f"set gan.batch = {fits}, which fits" if fits else "choose a smaller resolution or width"
             raise OutOfMemory(
                 f"Out of memory with a batch of {batch} at {config.resolution} px: {mend}, or accumulate parts "
@@ -332,14 +334,15 @@ class Synthesizer:
         model.generator = network.eval()
         return model
 
-    def _largest_batch(self, device: torch.device) -> int:
+    def _largest_batch(self, device: torch.device, detail: float) -> int:
         """The largest batch, by halves, whose first step (with every penalty) fits into memory; 0 if none does."""
         if device.type == "cuda":
             torch.cuda.empty_cache()
         batch = self.config.batch
         while batch > GROUP:
             batch = max(batch // 2 // GROUP, 1) * GROUP
-            model = GAN(replace(self.config, batch=batch), self.channels, len(self.classes), self.shape_px, 0)
+            config = replace(self.config, batch=batch)
+            model = GAN(config, self.channels, len(self.classes), self.shape_px, 0, detail)
             for network in model.networks.values():
                 network.to(device).train()
             blank = torch.zeros(batch, self.channels, *self.shape_px, device=device)
