@@ -185,27 +185,47 @@ def test_two_processes_train_as_one_with_their_joint_batch(tmp_path: Path) -> No
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from dataclasses import replace
         from test_gan import SMALL, blobs
+        from micrographia.synthesize.augment import AugmentConfig
         from micrographia.synthesize.synthesizer import Synthesizer
-        Synthesizer(replace(SMALL, batch=16, steps=8)).fit(blobs(), sys.argv[1])
+        config = replace(SMALL, batch=16, steps=8, network=sys.argv[2], augment=AugmentConfig(p=0.5))
+        Synthesizer(config).fit(blobs(), sys.argv[1])
     """
     path = tmp_path / "train.py"
     path.write_text(textwrap.dedent(script))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, str(path), str(tmp_path / "one")], check=True, timeout=120, env=environment
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(path), str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=180,
+        [sys.executable, str(path), str(tmp_path / "one"), "stylegan2"],
+        check=True,
+        timeout=120,
         env=environment,
     )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(path),
+    ]
+
+    def in_two(name: str, network: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*launch, str(tmp_path / name), network],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env=environment,
+        )
+
+    done = in_two("two", "stylegan2")
     assert done.returncode == 0, done.stderr
     one, two = (pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two"))
     for name in ("critic", "generator", "r1", "path_length", "real_signs", "frechet"):
         np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
+    assert one["augment_p"].min() > 0.4
+    # Statistics of each process's own images would be other ones.
+    assert "batch normalisation needs the whole batch" in in_two("three", "dcgan").stderr
 
 
 def test_another_seed_draws_other_numbers() -> None:

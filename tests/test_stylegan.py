@@ -153,6 +153,19 @@ def test_the_gain_of_detail_makes_noise_as_strong_as_contrast() -> None:
     assert detail_gain(phases + 1e-4 * torch.randn(phases.shape, generator=draw)) == 30
 
 
+def test_pictures_keep_their_precision_where_features_do_not() -> None:
+    torch.manual_seed(7)
+    generator = StyleGenerator(32, latent=8, width=8, widest=16)
+    z, ramp = torch.randn(2, 8), torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = generator.first(torch.randn(1, 16, 4, 4), torch.randn(1, 8), None)
+        images, detail = generator(z), fine_detail(ramp)
+    assert features.dtype == torch.bfloat16
+    assert images.dtype == torch.float32
+    assert len(images.unique()) > 0.9 * images.numel()  # the picture is no sum that was rounded to 8 bits
+    assert float(detail[..., 1:-1, 1:-1].abs().max()) < 1e-6
+
+
 def test_a_critic_that_is_shown_detail_sees_faint_noise_sooner() -> None:
     def loss_after(steps: int, detail: float) -> float:
         torch.manual_seed(6)

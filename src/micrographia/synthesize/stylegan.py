@@ -138,7 +138,8 @@ class StyledLayer(nn.Module):
         x = self.conv(x, w, sqrt(2))
         noise = self.fixed_noise if noise is None else noise
         # The gain of sqrt(2) that keeps the variance through the rectifier, pulled before it.
-        return F.leaky_relu(x + sqrt(2) * (noise * self.noise_strength + self.bias), _SLOPE)
+        noise, bias = noise * (sqrt(2) * self.noise_strength), sqrt(2) * self.bias
+        return F.leaky_relu(x + noise.to(x) + bias.to(x), _SLOPE)
 
 
 class ToImage(nn.Module):
@@ -229,13 +230,13 @@ class StyleGenerator(nn.Module):
         noises = iter(noise if noise is not None else [None] * (self.style_count - 1))
         x = self.constant.expand(len(w), -1, -1, -1)
         x = self.first(x, styles[0], next(noises))
-        image = self.first_image(x, styles[1])
+        image = self.first_image(x, styles[1]).float()
         for k, (raising, refining, to_image) in enumerate(
             zip(self.raising, self.refining, self.images, strict=True)
         ):
             x = raising(x, styles[2 * k + 1], next(noises))
             x = refining(x, styles[2 * k + 2], next(noises))
-            image = _upsample(image, self.blur.to(image)) + to_image(x, styles[2 * k + 3])
+            image = _upsample(image, self.blur) + to_image(x, styles[2 * k + 3]).float()
         return _centre(image, self.shape_px)
 
 
@@ -337,7 +338,8 @@ def fine_detail(images: Tensor) -> Tensor:
     """What a smoothing with [1, 2, 1] / 4 along both axes takes out of images ``[N, C, H, W]``."""
     line = torch.tensor([0.25, 0.5, 0.25]).to(images)
     kernel = (line[:, None] * line).expand(images.shape[1], 1, 3, 3)
-    return images - F.conv2d(F.pad(images, (1, 1, 1, 1), "replicate"), kernel, groups=images.shape[1])
+    with _full_precision(images):
+        return images - F.conv2d(F.pad(images, (1, 1, 1, 1), "replicate"), kernel, groups=images.shape[1])
 
 
 def detail_gain(images: Tensor) -> float:
@@ -374,7 +376,13 @@ def _blur_kernel(gain: float, channels: int) -> Tensor:
 
 def _upsample(image: Tensor, blur: Tensor) -> Tensor:
     """Double the size with the filter [1, 3, 3, 1]."""
-    return F.conv_transpose2d(image, blur, stride=2, padding=1, groups=image.shape[1])
+    with _full_precision(image):
+        return F.conv_transpose2d(image, blur, stride=2, padding=1, groups=image.shape[1])
+
+
+def _full_precision(image: Tensor) -> torch.autocast:
+    """Pictures, unlike features, stay as they are in mixed precision: 8 bits would be coarser than their noise."""
+    return torch.autocast(image.device.type, enabled=False)
 
 
 def _centre(image: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -109,6 +109,10 @@ class Synthesizer:
         labels = images.class_numbers
         _, world = distributed.rank_and_world()
         batch = config.batch
+        if world > 1 and config.network == "dcgan":
+            raise UserError(
+                "A DCGAN's batch normalisation needs the whole batch: train it in one process, not with torchrun."
+            )
         if batch % (GROUP * world):
             raise UserError(
                 f"gan.batch = {batch} cannot be shared by {world} processes in groups of {GROUP}."
