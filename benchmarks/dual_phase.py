@@ -2,7 +2,7 @@
 
 Microstructures of known truth (Gaussian random fields cut at a level, 64 px, grey): 2000 to learn from, 1000 others to
 judge by. Each model trains for the same wall time; with 50 images, StyleGAN2 with and without adaptive augmentation.
-Every finished training is a line of a CSV file, and is not run again.
+Every finished training is a line of a CSV file, and is not run again; its model lies in a folder beside that.
 
 python dual_phase.py [minutes of a training] [seeds] [results.csv] [names of runs ...]
 """
@@ -79,7 +79,7 @@ def steps_in(config: GanConfig, minutes: float) -> int:
     return int(0.9 * 60 * minutes / (plain + max(rest, 0.0)))
 
 
-def run(name: str, seed: int, minutes: float) -> dict[str, float | str]:
+def run(name: str, seed: int, minutes: float, models: Path) -> dict[str, float | str]:
     n, config = RUNS[name]
     steps = steps_in(config, minutes)
     config = replace(config, steps=steps, evaluate_every=max(steps // 20, 1))
@@ -89,6 +89,8 @@ def run(name: str, seed: int, minutes: float) -> dict[str, float | str]:
         begun = time.perf_counter()
         result = model.fit(images, folder, seed)
         wall = (time.perf_counter() - begun) / 60
+    models.mkdir(parents=True, exist_ok=True)
+    model.save(models / f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}.safetensors")
     held_out = training_set(1000, seed=900).batch(slice(None)).numpy()
     samples = model.sample(range(JUDGED_FROM, JUDGED_FROM + 1000))
     numbers = judge(held_out, samples, images.batch(slice(None)).numpy(), JudgeConfig(), 0).numbers
@@ -122,7 +124,9 @@ def main(minutes: float = 60.0, seeds: int = 3, path: str = "dual_phase.csv", *n
         for name in names or RUNS:
             if ((results["run"] == name) & (results["seed"] == seed)).any():
                 continue
-            results = pd.concat([results, pd.DataFrame([run(name, seed, minutes)])], ignore_index=True)
+            results = pd.concat(
+                [results, pd.DataFrame([run(name, seed, minutes, file.with_suffix(""))])], ignore_index=True
+            )
             results.to_csv(file, index=False)
             print(results.iloc[-1].to_string(), flush=True)
     publish(

@@ -23,7 +23,7 @@ def small(monkeypatch):
         monkeypatch.setattr(demo, name, value)
 
 
-def test_the_full_demo_judges_every_way_on_both_days_and_resumes(small, tmp_path):
+def test_the_full_demo_judges_every_way_on_both_days_and_resumes(small, tmp_path, stands_in_browser):
     said: list[str] = []
     table = demo.run_demo(tmp_path / "demo", full=True, say=said.append)
     assert list(table["way"]) == [*demo.ROWS, *demo.ROWS]
@@ -38,6 +38,7 @@ def test_the_full_demo_judges_every_way_on_both_days_and_resumes(small, tmp_path
     assert set(metrics["label_fidelity"]["day-a, seed 0"]) == {"CycleGAN", demo.DEFAULT_WAY}
     report = (tmp_path / "demo" / "report.html").read_text()
     assert "Trained on one day" in report
+    stands_in_browser(tmp_path / "demo" / "report.html")
     assert "Pictures of day-b" in report
 
     said.clear()

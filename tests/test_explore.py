@@ -53,8 +53,9 @@ def explored(movie, tmp_path_factory):
     return out, words
 
 
-def test_a_movie_becomes_a_table_of_atoms_maps_and_a_report(movie, explored):
+def test_a_movie_becomes_a_table_of_atoms_maps_and_a_report(movie, explored, stands_in_browser):
     out, _ = explored
+    stands_in_browser(out / "report.html")
     atoms, metrics = pd.read_csv(out / "atoms.csv"), json.loads((out / "metrics.json").read_text())
     assert {"frame", "x_px", "y_px", "z1", "z2", "angle_deg", "ring_label", "track", "cluster"} <= set(atoms)
     assert metrics["series"] is True

@@ -49,7 +49,8 @@ def run_folder(scans, tmp_path_factory):
     return out
 
 
-def test_a_run_leaves_everything_behind(run_folder, scans):
+def test_a_run_leaves_everything_behind(run_folder, scans, stands_in_browser):
+    stands_in_browser(run_folder / "report.html")
     sites = pd.read_csv(run_folder / "defects.csv")
     assert {"image", "x_px", "y_px", "kind", "confidence"} <= set(sites.columns)
     assert set(sites["kind"]) <= {"vacancy-2Se"}

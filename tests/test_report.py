@@ -126,3 +126,10 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     with pytest.raises(AttributeError):
         broken.write(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("width_px", [1200, 500])
+def test_a_browser_shows_every_figure_and_no_text_runs_out_of_the_page(tmp_path, stands_in_browser, width_px):
+    report = filled()
+    report.section("Wide").table(pd.DataFrame([{f"column {k}": 1.2345 for k in range(40)}])).text("x" * 400)
+    stands_in_browser(report.write(tmp_path / "report.html"), width_px)

@@ -73,6 +73,10 @@ def test_the_generated_set_knows_its_truth(steel):
     assert read_provenance(steel / truth["image"][7])["synthetic"] is True
 
 
+def test_the_report_stands_in_a_browser(fitted, stands_in_browser):
+    stands_in_browser(fitted[0] / "report.html")
+
+
 def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     out, _ = fitted
     metrics = json.loads((out / "metrics.json").read_text())
