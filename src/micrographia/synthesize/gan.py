@@ -70,7 +70,7 @@ class GanConfig:
     """The most channels at any resolution; StyleGAN2 only. [512]"""
     mapping_layers: int = 2
     """Layers from a code to a style; StyleGAN2 only. [2 to 8]"""
-    learning_rate: float = 0.004
+    learning_rate: float = 0.003
     """Adam's learning rate. [0.0025]"""
     beta1: float = 0.0
     """Adam's first momentum. [0]"""
