@@ -48,7 +48,9 @@ def in_browser(tmp_path_factory) -> Callable[..., dict[str, Any]]:
         folder = tmp_path_factory.mktemp("browser")
         copy = folder / page.name
         # Pages that allow no script allow this one; the rest of their policy stays.
-        text = page.read_text("utf-8").replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
+        text = page.read_text("utf-8").replace(
+            "default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';"
+        )
         copy.write_text(text.replace("</body>", acts), "utf-8")
         run = subprocess.run(
             [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
