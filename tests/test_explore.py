@@ -149,12 +149,30 @@ def test_own_sites_can_carry_labels_and_conditions(movie, tmp_path):
     assert {"std_z1", "std_reconstruction"} <= set(found.sites)
 
 
+def test_own_sites_can_carry_values_that_the_others_are_given(movie, tmp_path):
+    turn = movie[1]["angle_deg"]
+    truth = movie[1].assign(value=np.where(np.arange(len(turn)) % 3 == 0, turn, np.nan))
+    truth.drop(columns="image").assign(image="x").to_csv(tmp_path / "sites.csv", index=False)
+    recipe = load_recipe(
+        "explore",
+        [*QUICK, "latent.model=regression_rvae", "latent.latents=3", "embedding=tsne", "compare=false"],
+    )
+    found = explore([movie[0]], recipe, tmp_path / "run", tmp_path / "sites.csv", say=lambda text: None)
+    assert found.sites["given_value"].isna().mean() == pytest.approx(2 / 3, abs=0.01)
+    assert found.sites["value"].notna().sum() == len(found.patches)
+    assert {"map-value.png", "embedding.png"} <= {p.name for p in (tmp_path / "run" / "figures").iterdir()}
+    truth.drop(columns="image").assign(image="x", value="much").to_csv(tmp_path / "text.csv", index=False)
+    with pytest.raises(UserError, match="'much', which is no finite number"):
+        explore([movie[0]], recipe, tmp_path / "other", tmp_path / "text.csv", say=lambda text: None)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["patches.window_A=40"], "larger than the image"),
         (["patches.window_A=25.5"], "choose a smaller window"),
         (["latent.model=semi_supervised_rvae"], "column 'label'"),
+        (["latent.model=regression_rvae"], "column 'value'"),
         (["latent.model=conditional_rvae", "latent.condition=dose"], "no column 'dose'"),
         (["atoms.scale_A=9"], "scale"),
         (["latent.network.batch=5000"], "fewer than a batch"),

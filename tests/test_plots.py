@@ -156,6 +156,20 @@ def test_precision_recall_marks_the_chosen_threshold():
     assert (*dot.get_xdata(), *dot.get_ydata()) == (0.8, 0.9)
 
 
+def test_the_number_of_classes_has_its_curves():
+    curve = pd.DataFrame(
+        {"classes": [2, 3, 4], "entropy": 0.1, "mutual_information": [0.0, 0.01, 0.2],
+         "agreement": [1.0, 0.98, 0.7], "error": [0.3, 0.2, 0.19]}
+    )  # fmt: skip
+    figure = figures.classes_figure(curve)
+    saved(figure)
+    assert [list(axes.lines[0].get_ydata()) for axes in figure.axes] == [
+        [1.0, 0.98, 0.7], [0.0, 0.01, 0.2], [0.3, 0.2, 0.19]
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="lacks agreement"):
+        figures.classes_figure(curve.drop(columns="agreement"))
+
+
 def test_reliability_conditions_and_scores_are_drawn():
     curve = pd.DataFrame(
         {"low": [0.0, 0.5], "high": [0.5, 1.0], "confidence": [0.3, 0.8], "fraction_true": [0.25, 0.9],

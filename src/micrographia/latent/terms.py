@@ -21,7 +21,8 @@ def symmetric(fold: int, weight: float = 1.0) -> Term:
     """The upright object looks the same after a turn of 360 / `fold` degrees about the centre of the patch.
 
     Half the squared difference to the turned one, summed inside the circle that every turn shows; a `weight` of 1
-    trusts the symmetry as much as a patch with noise of one standard deviation of the data.
+    trusts the symmetry as much as a patch with noise of one standard deviation of the data. Too large a weight
+    keeps the object round, which has every symmetry.
     """
     if fold < 2 or not weight > 0:
         raise UserError(

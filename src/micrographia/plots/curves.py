@@ -79,6 +79,32 @@ def loss_figure(history: pd.DataFrame) -> Figure:
     return figure
 
 
+def classes_figure(curve: pd.DataFrame) -> Figure:
+    """Agreement, mutual information and error against the number of classes (`latent.ensemble.uncertainty_by_classes`).
+
+    The number to choose is the largest before the members of the ensemble stop agreeing.
+    """
+    shown = {
+        "agreement": "votes that agree",
+        "mutual_information": "disagreement (nats)",
+        "error": "squared error",
+    }
+    if missing := [name for name in ("classes", *shown) if name not in curve.columns]:
+        raise UserError(
+            f"classes_figure: the table lacks {', '.join(missing)}; give that of uncertainty_by_classes."
+        )
+    figure = Figure(figsize=(6.5, 4.8), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True)
+    for k, (axes, (name, label)) in enumerate(zip(panels, shown.items(), strict=True)):
+        axes.plot(curve["classes"], curve[name], **_line(k), marker="o")
+        axes.set_ylabel(label, fontsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("classes")
+    panels[-1].set_xticks(curve["classes"])
+    return figure
+
+
 def precision_recall_figure(
     curves: Mapping[str, pd.DataFrame], thresholds: Mapping[str, float] | None = None
 ) -> Figure:

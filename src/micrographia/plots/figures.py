@@ -8,6 +8,7 @@ from __future__ import annotations
 from micrographia.plots.comparison import comparison_figure
 from micrographia.plots.courses import populations_figure, time_histograms
 from micrographia.plots.curves import (
+    classes_figure,
     conditions_figure,
     histogram_figure,
     loss_figure,
@@ -23,6 +24,7 @@ from micrographia.plots.microstructure import microstructure_figure, neighbours_
 from micrographia.plots.pictures import comparison_sheet, detections_figure
 
 __all__ = [
+    "classes_figure",
     "comparison_figure",
     "comparison_sheet",
     "conditions_figure",

@@ -95,7 +95,7 @@ def explore(
         ``report.html``, ``latent.html`` (interactive), the model and the recipe.
     sites : path, optional
         Table of sites to use instead of finding atoms; a column ``label`` (empty = unknown) teaches the
-        semi-supervised model, any other can be a condition.
+        semi-supervised model, a column ``value`` the regression, any other can be a condition.
     resume : bool
         Continue an earlier run of the same recipe.
     say : callable
@@ -312,7 +312,7 @@ def _scaled(image: np.ndarray, whole: tuple[float, float] | None) -> np.ndarray:
 def _known(
     sites: pd.DataFrame, config: LatentConfig
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Labels (-1 = unknown) and condition of each patch, and the names of the classes."""
+    """Labels (-1 = unknown) or values (NaN = unknown), and condition of each patch; the names of the classes."""
     labels, condition, names = None, None, []
     if config.model == "semi_supervised_rvae":
         if "label" not in sites:
@@ -326,6 +326,17 @@ def _known(
         if len(names) < 2:
             raise UserError(f"The column 'label' names {len(names)} classes; at least 2 are needed.")
         labels = pd.Categorical(sites["label"].astype(str).where(known), names).codes.astype(int)
+    if config.model == "regression_rvae":
+        if "value" not in sites:
+            raise UserError(
+                "regression_rvae needs micrographia explore --sites FILE with a column 'value', empty where unknown."
+            )
+        labels = pd.to_numeric(sites["value"].replace("", np.nan), errors="coerce").to_numpy(np.float64)
+        text = sites["value"].notna() & (sites["value"].astype(str) != "") & ~np.isfinite(labels)
+        if text.any():
+            raise UserError(
+                f"The column 'value' holds '{sites.loc[text, 'value'].iloc[0]}', which is no finite number."
+            )
     if config.model.startswith("conditional"):
         if config.condition not in sites:
             raise UserError(
@@ -383,6 +394,8 @@ def build_model(
             return presets.conditional_rvae(given, n, **pose, **rest)
         case "semi_supervised_rvae":
             return presets.semi_supervised_rvae(classes, n, **pose, **rest)
+        case "regression_rvae":
+            return presets.regression_rvae(1, n, **pose, **rest)
 
 
 def _model_stage(
@@ -398,8 +411,11 @@ def _model_stage(
     n = min(len(patches), recipe.patches.train_on)
     some = np.linspace(0, len(patches) - 1, n).astype(int)
     if labels is not None:  # every label counts
-        some = np.union1d(some, np.flatnonzero(labels >= 0))
-    classes = int(labels.max()) + 1 if labels is not None else config.classes
+        known = labels >= 0 if labels.dtype.kind == "i" else np.isfinite(labels)
+        some = np.union1d(some, np.flatnonzero(known))
+    classes = config.classes
+    if labels is not None and labels.dtype.kind == "i":
+        classes = int(labels.max()) + 1
     given = int(condition.max()) + 1 if condition is not None and condition.dtype.kind == "i" else 1
     if config.steps:
         epochs = max(1, round(config.steps / max(len(some) // config.network.batch, 1)))
@@ -429,7 +445,7 @@ def _model_stage(
         "patches": data_fingerprint(patches.images),
         "latent": asdict(config),
         "train_on": recipe.patches.train_on,
-        "labels": None if labels is None else labels.tolist(),
+        "labels": None if labels is None else data_fingerprint(labels),
         "condition": None if condition is None else condition.tolist(),
         "seed": recipe.seed,
     }
@@ -486,6 +502,7 @@ def _with_latents(
     """Add the latents, the class or cluster, and an ensemble's spread, to the atoms that have a patch."""
     columns = list(model.get_feature_names_out())
     latents = pd.DataFrame(codes, columns=columns).drop(columns=[c for c in columns if c.startswith("class")])
+    latents = latents.rename(columns={"value1": "value"})
     chances = codes[:, [i for i, c in enumerate(columns) if c.startswith("class")]]
     z = latents[[c for c in latents if c.startswith("z")]].to_numpy()
     if chances.shape[1]:

@@ -66,10 +66,11 @@ class LatentConfig:
 
     model: Literal[
         "rvae", "shift_vae", "vae", "ae", "joint_vae", "joint_rvae", "conditional_vae", "conditional_rvae",
-        "semi_supervised_rvae",
+        "semi_supervised_rvae", "regression_rvae",
     ] = "rvae"  # fmt: skip
     """Which one: rvae takes rotation and shift out, shift_vae the shift, joint models find classes besides,
-    conditional ones are told a column of the sites, the semi-supervised one learns from labels of some sites."""
+    conditional ones are told a column of the sites, the semi-supervised one learns from the label of some sites, the
+    regression from their value."""
     latents: int = 2
     """Continuous latents."""
     classes: int = 4
@@ -131,6 +132,8 @@ class ExploreRecipe:
     """Largest displacement of an atom from frame to frame, Å, for tracking; 0 = no tracking."""
     compare: bool = True
     """Compare with components, mixtures and a plain autoencoder."""
+    embedding: Literal["none", "tsne", "umap"] = "none"
+    """Draw the latents in a plane by t-SNE or UMAP, too; worth it for three latents and more."""
     atoms: AtomsConfig = field(default_factory=AtomsConfig)
     """Where the patches are."""
     patches: PatchesConfig = field(default_factory=PatchesConfig)

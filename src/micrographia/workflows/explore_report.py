@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from micrographia.bonds import RING_LABELS
-from micrographia.latent.compare import Components, ica, nmf, pca
+from micrographia.errors import UserError
+from micrographia.latent.compare import Components, ica, nmf, pca, tsne, umap
 from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.manifold import draw_manifold, draw_traversals, draw_upright
 from micrographia.plots import figures
@@ -49,12 +50,14 @@ def write_explore_report(run: RunFolder, found: Exploration, recipe: ExploreReci
         f"({found.patches.size_px} px), {m['dropped_at_the_edge']} are too near the edge. Every site with its latents is "
         "in atoms.csv. Angles are counter-clockwise, from what the model took for upright."
     )
-    for column in ["cluster", *latents, "angle_deg", "ring_label"]:
+    for column in ["cluster", "value", *latents, "angle_deg", "ring_label"]:
         if column in with_patch:
             _map(top, found, with_patch, column, recipe)
 
     space = report.section("What varies")
     _latent_space(space, found, with_patch, latents, config.condition)
+    if recipe.embedding != "none":
+        _embedded(space, found, with_patch, latents, recipe)
     if len(latents) > 1:
         colour = "cluster" if "cluster" in with_patch else latents[0]
         page = with_patch.drop(columns=[c for c in ("image", "kind") if with_patch[c].nunique() < 2])
@@ -162,6 +165,29 @@ def _latent_space(
         ),
         "Patches and what the model draws of them",
     )
+
+
+def _embedded(
+    section: Section, found: Exploration, sites: pd.DataFrame, latents: list[str], recipe: ExploreRecipe
+) -> None:
+    some = np.linspace(0, len(sites) - 1, min(len(sites), COMPARED)).astype(int)
+    embed, name = {"tsne": (tsne, "t-SNE"), "umap": (umap, "UMAP")}[recipe.embedding]
+    try:
+        place = embed(sites[latents].to_numpy()[some], seed=recipe.seed)
+    except UserError as error:  # what was learnt is not lost for want of a picture
+        section.warning(str(error))
+        return
+    cluster = sites["cluster"].iloc[some] if "cluster" in sites else None
+    section.figure(
+        "embedding",
+        latent_scatter(
+            place[:, 0], place[:, 1], found.patches.images[some],
+            None if cluster is None else cluster.to_numpy(int),
+            None if cluster is None else _colouring(cluster, "cluster", 1),
+            (f"{name} 1", f"{name} 2"),
+        ),
+        f"{len(latents)} latents in a plane by {name}; distances between far groups mean nothing",
+    )  # fmt: skip
 
 
 def _courses(
