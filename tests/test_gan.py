@@ -111,6 +111,26 @@ def test_parts_of_a_batch_give_the_same_gradients() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_samples_that_are_too_alike_are_penalised() -> None:
+    real, labels = blobs().batch(slice(0, 8)), torch.zeros(8, dtype=torch.int64)
+
+    def step(variety: float, spread: float) -> tuple[dict[str, float], torch.Tensor]:
+        model = GAN(replace(SMALL, variety=variety), 1, 0, (16, 16), 0, spread=spread)
+        values = model.training_step((real, labels), 1, torch.Generator())
+        return {k: float(v) for k, v in values.items()}, model.networks["generator"].constant.grad
+
+    free, gradient = step(0.0, 1.0)
+    assert "alike" not in free
+    assert step(10.0, 0.0)[0] == free  # nothing is known of the real images' spread
+    reached, same = step(10.0, 1e-6)
+    assert reached["alike"] == 0
+    torch.testing.assert_close(same, gradient)
+    missed, _ = step(10.0, 1e3)
+    assert missed["alike"] == pytest.approx(1, abs=0.01)
+    assert not torch.allclose(step(1e6, 1e3)[1], gradient, rtol=0.01)
+    assert missed["generator"] == free["generator"]  # what is logged is the game alone
+
+
 def test_few_steps_learn_spots(tmp_path: Path) -> None:
     data = blobs(256)
     model = Synthesizer(replace(LEARNING, steps=200))
@@ -221,7 +241,7 @@ def test_two_processes_train_as_one_with_their_joint_batch(tmp_path: Path) -> No
     done = in_two("two", "stylegan2")
     assert done.returncode == 0, done.stderr
     one, two = (pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two"))
-    for name in ("critic", "generator", "r1", "path_length", "real_signs", "frechet"):
+    for name in ("critic", "generator", "alike", "r1", "path_length", "real_signs", "frechet"):
         np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
     assert one["augment_p"].min() > 0.4
     # Statistics of each process's own images would be other ones.

@@ -18,6 +18,8 @@ from micrographia.synthesize.stylegan import (
     detail_gain,
     fine_detail,
     group_deviation,
+    group_spread,
+    least_spread,
 )
 
 
@@ -129,6 +131,26 @@ def test_deviation_within_groups() -> None:
     assert float(found[4:].max()) < 1e-3  # the others are alike
     whole = torch.randn(8, 2, 4, 4)
     torch.testing.assert_close(group_deviation(whole)[:4], group_deviation(whole[:4]))
+
+
+def test_spread_tells_layouts_apart_not_noise() -> None:
+    draw = torch.Generator().manual_seed(0)
+    layout = torch.randn(1, 1, 8, 8, generator=draw).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    noise = torch.randn(16, 1, 64, 64, generator=draw)
+    assert float(group_spread(layout.expand(8, -1, -1, -1)).max()) < 1e-5
+    assert float(group_spread(layout + noise).max()) < 0.25  # averaged over 64 pixels, in both
+    others = torch.randn(16, 1, 8, 8, generator=draw)
+    torch.testing.assert_close(group_spread(others), torch.full((4,), sqrt(2)), rtol=0.2, atol=0)
+    # A batch may be shared out in pieces of whole groups.
+    torch.testing.assert_close(group_spread(others)[1:2], group_spread(others[4:8]))
+
+
+def test_least_spread_is_exceeded_by_nearly_all_groups() -> None:
+    images = torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    share = float((group_spread(images) < least_spread(images)).float().mean())
+    assert 0 < share < 0.15
+    assert least_spread(images[:5]) > 0
+    assert least_spread(torch.ones(6, 1, 16, 16)) < 1e-5
 
 
 def test_fine_detail_is_what_a_smooth_image_lacks() -> None:

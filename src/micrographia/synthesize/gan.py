@@ -40,7 +40,7 @@ from micrographia.synthesize.augment import (
 from micrographia.synthesize.dcgan import DCDiscriminator, DCGenerator, measure_batch_norm
 from micrographia.synthesize.latents import classes_in_turn
 from micrographia.synthesize.resolution import check_resolution
-from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator
+from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator, group_spread
 from micrographia.training import distributed
 from micrographia.training.parallel import backward_side_by_side, side_by_side
 
@@ -75,6 +75,9 @@ class GanConfig:
     critic_rate: float = 0.33
     """The critic's learning rate as a share of the generator's: one that learns as fast wins at the start, and all
     samples become alike. [1]"""
+    variety: float = 10.0
+    """Weight of the penalty on samples whose layouts are more alike than those of nearly all real images; 0 = none.
+    Without it a small generator may draw one layout for a thousand steps. [0]"""
     beta1: float = 0.0
     """Adam's first momentum. [0]"""
     r1: float = 1.0
@@ -124,7 +127,7 @@ class GanConfig:
         for name in ("learning_rate", "critic_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give a number greater than 0.")
-        for name in ("r1", "path_length", "average_images", "slope", "patience"):
+        for name in ("r1", "variety", "path_length", "average_images", "slope", "patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give 0 or more.")
         for name in ("mixing", "beta1"):
@@ -157,6 +160,8 @@ class GAN:
         Of the weights and of everything random in the steps.
     detail : float
         Gain of the fine detail that the critic is shown (`stylegan.detail_gain`); 0 = none.
+    spread : float
+        How much the layouts of a group differ at least (`stylegan.least_spread`); 0 = that is not asked for.
 
     Notes
     -----
@@ -175,8 +180,9 @@ class GAN:
         shape_px: tuple[int, int],
         seed: int,
         detail: float = 0.0,
+        spread: float = 0.0,
     ) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.spread = config, seed, spread
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.networks: dict[str, nn.Module] = {
@@ -300,6 +306,7 @@ class GAN:
         measure = config.network == "stylegan2" and config.path_length > 0 and step % config.path_every == 0
         directions = draw.normal(*real.shape[1:]) if measure else real
         target = self.path_length.to(real.device)
+        vary = config.variety > 0 and self.spread > 0
 
         def fool(part: slice, fake: Tensor | None) -> tuple[Tensor, Tensor]:
             own = inputs.part(part)
@@ -310,13 +317,17 @@ class GAN:
                 adversarial = F.softplus(on_real - on_fake).mean()
             else:
                 adversarial = F.softplus(-self._judge(shown, own.classes, 1)).mean()
-            loss, penalty, length = adversarial, torch.zeros_like(adversarial), torch.zeros_like(adversarial)
+            loss, penalty, length, alike = adversarial, *torch.zeros(3, device=fake.device)
+            if vary:
+                alike = F.relu(1 - group_spread(fake) / self.spread).mean()
+                loss = loss + config.variety * alike
             if measure:
                 lengths = self._path_lengths(own.part(slice(None, None, 2)), directions[part][::2])
                 length, penalty = lengths.detach().mean(), (lengths - target).square().mean()
                 loss = loss + config.path_length * config.path_every * penalty
             share = len(fake) / len(real)
-            return share * loss, share * torch.stack([adversarial.detach(), penalty.detach(), length])
+            told = torch.stack([adversarial.detach(), penalty.detach(), length, alike.detach()])
+            return share * loss, share * told
 
         parts = self._parts(len(real))
         drawn: Sequence[Tensor | None] = fakes or [None] * len(parts)
@@ -324,6 +335,8 @@ class GAN:
         told = self._learn("generator", [partial(fool, *t) for t in zip(parts, drawn, strict=True)])
         self.networks["critic"].requires_grad_(True)
         values: dict[str, float | Tensor] = {"generator": told[0]}
+        if vary:
+            values["alike"] = told[3]
         if measure:
             length = distributed.mean_over_processes([float(told[2])], real.device)[0]
             self.path_length = self.path_length + _PATH_DECAY * (length - self.path_length)

@@ -27,7 +27,7 @@ from micrographia.synthesize.latents import (
     project,
     spherical_path,
 )
-from micrographia.synthesize.stylegan import GROUP, detail_gain
+from micrographia.synthesize.stylegan import GROUP, detail_gain, least_spread
 from micrographia.training import distributed
 from micrographia.training.device import autocast, choose_device
 from micrographia.training.loop import (
@@ -121,7 +121,8 @@ class Synthesizer:
         some = rng.choice(len(images), min(len(images), WATCHED), replace=False)
         shown_real = images.batch(some)
         detail = detail_gain(shown_real) if config.detail and config.network == "stylegan2" else 0.0
-        model = GAN(config, self.channels, len(self.classes), self.shape_px, seed, detail)
+        spread = least_spread(shown_real) if config.variety else 0.0
+        model = GAN(config, self.channels, len(self.classes), self.shape_px, seed, detail, spread)
 
         def batches(step: int) -> tuple[Tensor, Tensor]:
             # Every image once before any comes again.
@@ -173,7 +174,7 @@ class Synthesizer:
             failed = error
             del model, batches, look
         if failed is not None:
-            fits = self._largest_batch(choose_device(device), detail)
+            fits = self._largest_batch(choose_device(device), detail, spread)
             mend = f"set gan.batch = {fits}, which fits" if fits else "choose a smaller resolution or width"
             raise OutOfMemory(
                 f"Out of memory with a batch of {batch} at {config.resolution} px: {mend}, or accumulate parts "
@@ -338,7 +339,7 @@ class Synthesizer:
         model.generator = network.eval()
         return model
 
-    def _largest_batch(self, device: torch.device, detail: float) -> int:
+    def _largest_batch(self, device: torch.device, detail: float, spread: float) -> int:
         """The largest batch, by halves, whose first step (with every penalty) fits into memory; 0 if none does."""
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -346,7 +347,7 @@ class Synthesizer:
         while batch > GROUP:
             batch = max(batch // 2 // GROUP, 1) * GROUP
             config = replace(self.config, batch=batch)
-            model = GAN(config, self.channels, len(self.classes), self.shape_px, 0, detail)
+            model = GAN(config, self.channels, len(self.classes), self.shape_px, 0, detail, spread)
             for network in model.networks.values():
                 network.to(device).train()
             blank = torch.zeros(batch, self.channels, *self.shape_px, device=device)
