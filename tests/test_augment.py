@@ -389,9 +389,15 @@ def test_the_mean_counts_not_the_last_step():
 
 def test_all_processes_signs_count(monkeypatch):
     """The other process's critic is undecided: together they are below the target."""
-    monkeypatch.setattr(module, "mean_over_processes", lambda values, device: [v / 2 for v in values])
+    monkeypatch.setattr(module.distributed, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(
+        module.distributed, "mean_over_processes", lambda values, device: [v / 2 for v in values]
+    )
     probability = AdaptiveProbability(AugmentConfig(p=0.5, adapt_images=640))
-    assert feed(probability, 1.0, 4)[-1] < 0.5
+    feed(probability, 1.0, 2)
+    # In the middle of an interval, too: the first process's state is what all resume from.
+    assert float(probability.state()["augment_signs"]) == float(probability.state()["augment_images"]) / 2
+    assert feed(probability, 1.0, 2)[-1] < 0.5
 
 
 def test_a_fixed_probability_stays():

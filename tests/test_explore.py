@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,6 +150,23 @@ def test_own_sites_can_carry_labels_and_conditions(movie, tmp_path):
     assert {"std_z1", "std_reconstruction"} <= set(found.sites)
 
 
+def test_what_a_table_brings_along_is_not_taken_for_results(movie, tmp_path):
+    brought = movie[1].assign(
+        value="high", ring_label="six", z3=np.nan, dose=np.where(movie[1].index % 2, "low", "high")
+    )
+    brought.drop(columns="image").assign(image="x").to_csv(tmp_path / "sites.csv", index=False)
+    settings = [*QUICK, "compare=false", "latent.classes=0"]
+    plain = load_recipe("explore", [*settings, "latent.model=vae"])
+    found = explore([movie[0]], plain, tmp_path / "vae", tmp_path / "sites.csv", say=lambda text: None)
+    assert {"given_value", "given_z3", "given_angle_deg"} <= set(found.sites)
+    drawn = {p.stem for p in (tmp_path / "vae" / "figures").iterdir()}
+    assert {"map-z1", "map-z2"} <= drawn
+    assert not {"map-value", "map-z3", "map-angle_deg", "map-ring_label"} & drawn
+    told = load_recipe("explore", [*settings, "latent.model=conditional_vae", "latent.condition=dose"])
+    explore([movie[0]], told, tmp_path / "told", tmp_path / "sites.csv", say=lambda text: None)
+    assert re.search("at dose = (low|high)", (tmp_path / "told" / "report.html").read_text("utf-8"))
+
+
 def test_own_sites_can_carry_values_that_the_others_are_given(movie, tmp_path):
     turn = movie[1]["angle_deg"]
     truth = movie[1].assign(value=np.where(np.arange(len(turn)) % 3 == 0, turn, np.nan))
@@ -162,6 +180,8 @@ def test_own_sites_can_carry_values_that_the_others_are_given(movie, tmp_path):
     assert found.sites["value"].notna().sum() == len(found.patches)
     assert {"map-value.png", "embedding.png"} <= {p.name for p in (tmp_path / "run" / "figures").iterdir()}
     truth.drop(columns="image").assign(image="x", value="much").to_csv(tmp_path / "text.csv", index=False)
+    with pytest.raises(UserError, match="one alone needs none"):
+        load_recipe("explore", ["latent.latents=1", "embedding=umap"])
     with pytest.raises(UserError, match="'much', which is no finite number"):
         explore([movie[0]], recipe, tmp_path / "other", tmp_path / "text.csv", say=lambda text: None)
 

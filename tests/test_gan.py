@@ -317,6 +317,8 @@ def test_out_of_memory_says_which_batch_fits(tmp_path: Path, monkeypatch: pytest
         ({"steps": 0}, "at least 1"),
         ({"r1": -1.0}, "0 or more"),
         ({"mixing": 1.5}, "0 to 1"),
+        ({"beta1": 1.0}, "below 1"),
+        ({"variety": float("nan")}, "0 or more"),
         ({"learning_rate": 0.0}, "greater than 0"),
         ({"critic_rate": 0.0}, "greater than 0"),
         ({"network": "dcgan", "accumulate": 2}, "batch normalisation"),

@@ -11,7 +11,7 @@ import tifffile
 import zarr
 from PIL import Image
 
-from micrographia import formats, io
+from micrographia import __version__, formats, io
 from micrographia.errors import UserError
 from micrographia.io import atomic_path, read_folder, read_images, read_provenance, write_image
 from micrographia.micrograph import Micrograph
@@ -371,7 +371,10 @@ def test_round_trip(tmp_path, picture, name, pixel_size_A):
     assert image.pixel_size_A == (pixel_size_A and pytest.approx(pixel_size_A, rel=1e-12))
     assert image.history == ("cropped",)
     assert image.metadata["energy_keV"] == 80
-    assert read_provenance(tmp_path / name) == {"seed": 3, "dose": 2.5, "synthetic": True}
+    software = f"micrographia {__version__}"
+    assert read_provenance(tmp_path / name) == {
+        "software": software, "seed": 3, "dose": 2.5, "synthetic": True,
+    }  # fmt: skip
     if name == "a.png":
         assert np.corrcoef(image.data.ravel(), picture.ravel())[0, 1] > 0.999
     else:
@@ -383,7 +386,10 @@ def test_provenance_survives_copying_and_is_absent_from_measured_images(tmp_path
     assert read_provenance(tmp_path / "a.tif") is None
     write_image(tmp_path / "b.tif", micrograph(picture), {"model": "x"})
     write_image(tmp_path / "c.npy", read_images(tmp_path / "b.tif")[0])
-    assert read_provenance(tmp_path / "c.npy") == {"model": "x", "synthetic": True}
+    told = read_provenance(tmp_path / "c.npy")
+    assert told is not None
+    assert told["software"] == f"micrographia {__version__}"
+    assert (told["model"], told["synthetic"]) == ("x", True)
 
 
 def test_other_programs_see_the_calibration(tmp_path, picture):

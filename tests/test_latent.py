@@ -19,6 +19,7 @@ from micrographia.latent.blocks import (
     Translation,
     gather,
 )
+from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.model import VaeConfig, responsibilities
 from micrographia.latent.networks import ConvDecoder, FourierDecoder
 from micrographia.latent.pose import Pose, upright
@@ -314,3 +315,11 @@ def test_a_model_that_was_built_otherwise_is_told_from_a_broken_one(tmp_path):
     save_tree(tmp_path / "then.safetensors", tree, "vae")
     with pytest.raises(UserError, match="another version of micrographia"):
         VAE.load(tmp_path / "then.safetensors")
+    Ensemble(model, 2).fit(np.random.default_rng(0).normal(size=(20, 12, 12))).save(
+        tmp_path / "two.safetensors"
+    )
+    tree = load_tree(tmp_path / "two.safetensors", "vae ensemble")
+    tree["config"]["members"][0]["config"]["widht"] = 3
+    save_tree(tmp_path / "two.safetensors", tree, "vae ensemble")
+    with pytest.raises(UserError, match="another version of micrographia"):
+        Ensemble.load(tmp_path / "two.safetensors")

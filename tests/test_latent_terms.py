@@ -9,7 +9,9 @@ from scipy.stats import spearmanr
 
 from micrographia.errors import UserError
 from micrographia.latent import presets
-from micrographia.latent.blocks import Classes, Continuous, Discrete, Rotation, Values, gather
+from micrographia.latent.blocks import Capacity, Classes, Continuous, Discrete, Rotation, Values, gather
+from micrographia.latent.ensemble import Ensemble
+from micrographia.latent.manifold import draw_manifold
 from micrographia.latent.model import LatentNetwork, VaeConfig
 from micrographia.latent.terms import follows, symmetric
 from micrographia.latent.vae import VAE
@@ -82,8 +84,21 @@ def test_terms_that_cannot_be_are_refused():
     ):
         with pytest.raises(UserError):
             wrong()
+    images = motifs(40, size_px=12).images
     with pytest.raises(UserError, match="more patches"):
-        VAE([Continuous(1)], QUICK, terms=[follows([1, 2, 3])]).fit(motifs(40, size_px=12).images)
+        VAE([Continuous(1)], QUICK, terms=[follows([1, 2, 3])]).fit(images)
+    with pytest.raises(UserError, match="no latent 3; the code has 1"):
+        VAE([Continuous(1)], QUICK, terms=[follows(np.arange(40), latent=3)]).fit(images)
+
+
+def test_a_folder_is_not_resumed_with_other_terms(tmp_path):
+    images, dose = motifs(40, size_px=12).images, np.arange(40.0)
+    for terms in ([], [follows(dose)], [follows(dose, weight=3.0)], [follows(dose[::-1])], [symmetric(4)]):
+        if terms:
+            with pytest.raises(UserError, match="other settings"):
+                VAE([Continuous(1)], QUICK, terms=terms).fit(images, folder=tmp_path)
+        else:
+            VAE([Continuous(1)], QUICK, terms=terms).fit(images, folder=tmp_path)
 
 
 def test_few_known_values_teach_to_predict_the_others(tmp_path):
@@ -103,8 +118,24 @@ def test_few_known_values_teach_to_predict_the_others(tmp_path):
     low, high = codes[:1].copy(), codes[:1].copy()
     low[0, -1], high[0, -1] = 50, 70  # the neighbour whose brightness it is
     assert model.inverse_transform(high).max() - model.inverse_transform(low).max() > 0.1
+    drawn = draw_manifold(model, 3, codes, axes=("z1", "value1"))
+    assert 45 < drawn.values[..., 0].min() < 60 < drawn.values[..., 0].max() < 75  # thickness, as it was told
+    assert draw_manifold(model, 3, codes, axes=("value1", "z1")).images.max() < 1.5
+    assert np.ptp(draw_manifold(model, 3, axes=("value1", "z1")).values[..., 1]) > 10
     model.save(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(VAE.load(tmp_path / "m.safetensors").predict(truth.images), found)
+
+
+def test_the_members_of_an_ensemble_average_their_values():
+    images = motifs(40, size_px=12).images
+    ensemble = Ensemble(presets.regression_rvae(n=1, config=QUICK), 2).fit(images, np.arange(40.0))
+    expected = np.mean([member.predict(images) for member in ensemble.members_], axis=0)
+    np.testing.assert_allclose(ensemble.predict(images), expected)
+
+
+def test_a_batch_smaller_than_the_number_of_classes():
+    config = VaeConfig(epochs=1, hidden=8, batch=3)
+    VAE([Discrete(4), Continuous(1, capacity=Capacity())], config).fit(motifs(12, size_px=12).images)
 
 
 def test_values_go_with_classes_to_be_found_and_several_at_once():

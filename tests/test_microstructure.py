@@ -240,6 +240,8 @@ def test_images_are_cut_at_the_threshold_of_the_real_ones():
     assert compare_micrographs(real, real, n_bootstrap=0).fraction_error == 0
     assert compare_micrographs(real, darker, n_bootstrap=0).fraction_error > 0.15
     assert compare_micrographs(real, darker, per_image=True, n_bootstrap=0).fraction_error < 1e-3
+    darker[3] = darker.min()  # a constant sample has no threshold of its own, and is dark
+    assert 0 < compare_micrographs(real, darker, per_image=True, n_bootstrap=0).fraction_error < 0.05
 
 
 def test_bad_input():

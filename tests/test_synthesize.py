@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from micrographia.cli.main import main
-from micrographia.io import read_provenance, write_image
+from micrographia.io import read_provenance, read_stored, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import load_model
+from micrographia.synthesize.synthesizer import Synthesizer
 
 QUICK = [
     "gan.steps=12",
@@ -189,7 +190,7 @@ def test_a_way_between_two_images(fitted, tmp_path, capsys):
 def test_a_real_image_has_a_code(steel, fitted, tmp_path):
     words = ["synthesize", "project", str(fitted[0]), str(steel / "field-00.png"), "--steps", "5"]
     assert main([*words, "--out", str(tmp_path / "p")]) == 0
-    assert np.load(tmp_path / "p" / "style.npy").shape[1] == 8
+    assert np.load(tmp_path / "p" / "style.npy").shape == (8,)
     assert read_provenance(tmp_path / "p" / "projected.png")["projection_of"] == "field-00.png"
 
 
@@ -200,6 +201,11 @@ def test_evaluate_models_and_folders(steel, fitted, tmp_path, capsys):
     assert (
         main(["synthesize", "evaluate", str(steel), "--real", str(steel), "--out", str(tmp_path / "e")]) == 0
     )
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "aaa.png").write_bytes(b"no image")
+    for path in steel.glob("*.png"):
+        (tmp_path / "some" / path.name).write_bytes(path.read_bytes())
+    assert main(["synthesize", "evaluate", str(tmp_path / "some"), "--real", str(steel)]) == 0
     same = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert same["fid"] < 1e-3 < model["fid"]
     assert same["two_point_rms"] < 1e-9 < model["two_point_rms"]
@@ -226,6 +232,12 @@ def test_classes_by_folder(steel, tmp_path, capsys):
     words = ["synthesize", "fit", str(folder), "--resolution", "16", "--out", str(out), "--recipe", "r3gan"]
     assert main([*words, *changes("images.classes=true", "gan.steps=4")]) == 0
     assert set(json.loads((out / "metrics.json").read_text())["frechet_by_class"]) == {"field", "grains"}
+    told = [read_provenance(path) for path in sorted((out / "samples").glob("seed-*.png"))]
+    assert {each["class"] for each in told} == {"field", "grains"}
+    model = Synthesizer.load(out / "model.safetensors")
+    again = model.sample([told[0]["seed"]], label=told[0]["class"])
+    written = read_stored(next((out / "samples").glob(f"seed-*{told[0]['seed']}.png")))[0].data
+    np.testing.assert_array_equal(model.window.restore(again)[0, 0], written)
     assert main(["synthesize", "sample", str(out), "--class", "grains", "--out", str(tmp_path / "s")]) == 0
     assert read_provenance(tmp_path / "s" / "seed-0000.png")["class"] == "grains"
     capsys.readouterr()

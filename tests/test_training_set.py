@@ -357,5 +357,10 @@ def test_binned_images_show_more_of_the_specimen(tmp_path):
     expected = fine[0, :64].reshape(32, 2, 32, 2).mean(axis=(1, 3))
     assert np.abs(found.images[0, 0] - expected).max() <= 0.5
     assert len(found) == 4  # 35 rows are covered by two patches
+    sized = read_training_set(tmp_path, 32, binning=2, pixel_size_A=3.0)
+    assert sized.pixel_size_A == pytest.approx(6.0)
+    Image.fromarray(fine[0][:67, :63].repeat(2, 0).repeat(2, 1)).save(tmp_path / "2.png")
+    # What binning cuts off at the edges is no part of the scale.
+    assert read_training_set(tmp_path, 16, binning=4, pixel_size_A=3.0).pixel_size_A == pytest.approx(12.0)
     with pytest.raises(UserError, match="smaller than 64 x 64"):
         read_training_set(tmp_path, 64, binning=2)

@@ -249,7 +249,10 @@ def write_stored(path: str | Path, image: StoredImage, synthetic: dict[str, Any]
 
 
 def _as_synthetic(metadata: dict[str, Any], synthetic: dict[str, Any]) -> dict[str, Any]:
-    return {**metadata, "micrographia": {**synthetic, "synthetic": True}}
+    from micrographia import __version__
+
+    made = {"software": f"micrographia {__version__}", **synthetic, "synthetic": True}
+    return {**metadata, "micrographia": made}
 
 
 def _description(image: Micrograph | StoredImage) -> str:

@@ -21,6 +21,8 @@ from micrographia.errors import UserError
 
 #: Atoms fitted together: their windows fit into the cache of a core.
 _BATCH = 512
+#: A disc of this radius holds 21 pixels; fits need 14.
+_LEAST_RADIUS_PX = 2.24
 #: Steps of the first fit, which says on which pixel an atom lies, and of the second. Where an atom is much wider
 #: than the disc, height and width trade against the background without end; its place rests long before.
 _STEPS = (6, 20)
@@ -170,11 +172,14 @@ class _Windows:
         frame = frame_numbers(sites, frames)
         sizes = frames.pixel_sizes_A[frame]
         if radius_A is None:
-            radius_A = 0.4 * _neighbour_distance(sites, frame, sizes)
+            apart_A = _neighbour_distance(sites, frame, sizes)
+            # Coarse pixels need a disc that holds enough of them, as long as it stays short of the neighbours.
+            radius_A = max(0.4 * apart_A, min(_LEAST_RADIUS_PX * sizes.max(), 0.5 * apart_A))
         if not np.isfinite(radius_A) or radius_A < sizes.max() * 1.5:
             raise UserError(
                 f"A radius of {radius_A:.3g} Å is {radius_A / sizes.max():.2g} px; a refinement needs at least "
-                "1.5 px. Give a larger radius_A, or check the pixel size."
+                "1.5 px. Give a larger radius_A, check the pixel size, or leave the positions as they were found "
+                "(atoms.refine = none)."
             )
         return cls(frames, frame, sizes, float(radius_A), -1.0 if dark else 1.0, margin_px)
 
@@ -199,7 +204,7 @@ class _Windows:
             if len(dx) < 14:
                 raise UserError(
                     f"A radius of {self.radius_A:.3g} Å holds {len(dx)} pixels; at least 14 are needed. "
-                    "Give a larger radius_A."
+                    "Give a larger radius_A, or leave the positions as they were found (atoms.refine = none)."
                 )
             rows = np.flatnonzero(wanted & (self.frame == i))
             centre = np.rint(positions[rows]).astype(int)
@@ -222,7 +227,10 @@ def _neighbour_distance(sites: pd.DataFrame, frame: np.ndarray, sizes: np.ndarra
         if len(points := xy_A[frame == i]) > 1
     ]
     if not nearest:
-        raise UserError("One atom alone has no neighbour to take the radius from; give radius_A.")
+        raise UserError(
+            "One atom alone has no neighbour to take the radius from; give radius_A, or leave its position as "
+            "it was found (atoms.refine = none)."
+        )
     return float(np.median(np.concatenate(nearest)))
 
 

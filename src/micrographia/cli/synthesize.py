@@ -151,7 +151,7 @@ def _add_evaluate(actions: Any) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="weights for the Fréchet distance of the literature",
+        help="weights for distances of Inception's features (images scaled each by itself)",
     )
     evaluate.add_argument("--no-phases", action="store_true", help="the images do not show two phases")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of text")

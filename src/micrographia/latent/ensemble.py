@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from micrographia.errors import UserError
 from micrographia.latent.blocks import Discrete
-from micrographia.latent.vae import VAE
+from micrographia.latent.vae import VAE, built_alike
 from micrographia.nets.weights import load_model, save_model
 
 #: Patches from which members are aligned, and patches drawn at a time.
@@ -111,7 +111,10 @@ class Ensemble(TransformerMixin, BaseEstimator):
         return self._probabilities(X, condition).mean(axis=0)
 
     def predict(self, X: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
-        """Return the class with the largest mean probability, int ``[N]``."""
+        """Return the class with the largest mean probability, int ``[N]``, or the mean of the members' values."""
+        members = self._fitted()
+        if members[0].network.blocks.values is not None:
+            return np.mean([member.predict(X, condition) for member in members], axis=0)
         return self.predict_proba(X, condition).argmax(axis=1)
 
     def inverse_transform(self, Z: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
@@ -170,12 +173,13 @@ class Ensemble(TransformerMixin, BaseEstimator):
     def load(cls, path: str | Path, device: str = "auto") -> Ensemble:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "vae ensemble")
-        members = [
-            VAE.restored(own, states[f"member-{i}"], device) for i, own in enumerate(settings["members"])
-        ]
-        ensemble = cls(clone(members[0]), len(members))
-        ensemble.members_, ensemble.reference_ = members, settings["reference"]
-        ensemble.alignments_ = [Alignment(**values) for values in settings["alignments"]]
+        with built_alike(path):
+            members = [
+                VAE.restored(own, states[f"member-{i}"], device) for i, own in enumerate(settings["members"])
+            ]
+            ensemble = cls(clone(members[0]), len(members))
+            ensemble.members_, ensemble.reference_ = members, settings["reference"]
+            ensemble.alignments_ = [Alignment(**values) for values in settings["alignments"]]
         return ensemble
 
     def _fitted(self) -> list[VAE]:

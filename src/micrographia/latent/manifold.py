@@ -106,7 +106,7 @@ def _names(model: VAE) -> list[str]:
 
 def _latents(names: Sequence[str]) -> list[str]:
     """What can be varied, the code first."""
-    inner = [name for name in names if name.startswith("z")]
+    inner = [name for name in names if name.startswith(("z", "value"))]
     return inner + [name for name in names if name in _REST]
 
 
@@ -118,7 +118,11 @@ def _span(
     if classes and not 0 <= class_index < len(classes):
         raise UserError(f"The model has no class {class_index}; choose from 0 to {len(classes) - 1}.")
     base = np.array([_REST.get(name, 0.0) for name in names], np.float32)
-    low, high = base + norm.ppf(PRIOR_RANGE[0]), base + norm.ppf(PRIOR_RANGE[1])
+    values = [i for i, name in enumerate(names) if name.startswith("value")]
+    width = np.ones(len(names), np.float32)
+    if values:  # in the units of what was told
+        base[values], width[values] = model.value_scale
+    low, high = base + width * norm.ppf(PRIOR_RANGE[0]), base + width * norm.ppf(PRIOR_RANGE[1])
     if codes is not None:
         codes = np.asarray(codes, np.float32)
         if codes.ndim != 2 or codes.shape[1] != len(names) or not len(codes):
@@ -130,7 +134,7 @@ def _span(
             codes = codes[codes[:, classes].argmax(axis=1) == class_index]
         quantiles = np.quantile(codes, [*PRIOR_RANGE, 0.5], axis=0)
         low, high = quantiles[0], quantiles[1]
-        inner = [i for i, name in enumerate(names) if name.startswith("z")]
+        inner = [i for i, name in enumerate(names) if name.startswith(("z", "value"))]
         base[inner] = quantiles[2, inner]
     for i, name in enumerate(names):
         if name == "angle_deg":  # the prior's whole range: steps of data say little of a circle

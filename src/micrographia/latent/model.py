@@ -346,7 +346,7 @@ class LatentNetwork(nn.Module):
         one_hot = torch.eye(c, device=images.device)[:, : c if blocks.discrete else 0]
         if closed and not given.shape[1] and not blocks.values:  # all patches share the templates
             code = found.code.new_zeros(c, found.code.shape[1])
-            drawn = self.draw(code, one_hot, given[:c], None, self.pool)[None]
+            drawn = self.draw(code, one_hot, given.new_zeros(c, 0), None, self.pool)[None]
         else:
             code, each = (t.repeat_interleave(c, 0) for t in (found.code, given))
             drawn = self.draw(code, one_hot.repeat(b * k, 1), each, None, self.pool).unflatten(0, (b * k, c))

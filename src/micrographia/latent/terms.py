@@ -55,6 +55,8 @@ def follows(values: np.ndarray, latent: int = 0, weight: float = 10.0) -> Term:
             raise UserError(
                 f"follows was given {len(standard)} values, but there are more patches; give one for each."
             )
+        if not 0 <= latent < sample.code.shape[1]:
+            raise UserError(f"follows: there is no latent {latent}; the code has {sample.code.shape[1]}.")
         z, t = sample.code[:, latent], standard.to(sample.code.device)[sample.index]
         ahead = (t[:, None] - t).clamp(min=0)  # the further apart, the more the order counts
         return weight * (ahead * torch.nn.functional.softplus(z - z[:, None])).mean(1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class VAE(TransformerMixin, BaseEstimator):
         with tempfile.TemporaryDirectory() as temporary:
             result: TrainResult = train(
                 model, batches, run, folder or temporary, resume=resume, label="latent model",
-                inputs=[images, labels, known, given, repr((list(self.blocks), config))],
+                inputs=[images, labels, known, given, repr((list(self.blocks), config)), *map(_identity, self.terms)],
             )  # fmt: skip
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
@@ -200,7 +201,7 @@ class VAE(TransformerMixin, BaseEstimator):
         code = Z[:, [i for i, name in enumerate(names) if name.startswith("z")]]
         if blocks.values:
             values = Z[:, [i for i, name in enumerate(names) if name.startswith("value")]]
-            centre, width = np.array(self._value_scale, np.float32)
+            centre, width = self.value_scale
             code = np.concatenate([code, (values - centre) / width], axis=1)
         one_hot = np.zeros((len(Z), 0), np.float32)
         if blocks.discrete:
@@ -240,14 +241,8 @@ class VAE(TransformerMixin, BaseEstimator):
     def load(cls, path: str | Path, device: str = "auto") -> VAE:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "vae")
-        try:
+        with built_alike(path):
             return cls.restored(settings, states["vae"], device)
-        except (KeyError, TypeError, RuntimeError) as error:
-            detail = str(error).strip().splitlines()[-1].strip()
-            raise UserError(
-                f"{path}: written by another version of micrographia, whose models were built otherwise ({detail}); "
-                "train the model again."
-            ) from error
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds this model beside the weights of :attr:`network`, as plain values."""
@@ -272,6 +267,12 @@ class VAE(TransformerMixin, BaseEstimator):
         vae._network.load_state_dict(state)
         vae._network.eval()
         return vae
+
+    @property
+    def value_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the values that were told, of a model with a `Values` block."""
+        centre, width = np.array(self._value_scale, np.float32)
+        return centre, width
 
     @property
     def network(self) -> LatentNetwork:
@@ -328,6 +329,26 @@ class VAE(TransformerMixin, BaseEstimator):
             tables.append(torch.cat(columns, dim=1).cpu().numpy())
             chances.append(classes.cpu().numpy())
         return np.concatenate(tables), np.concatenate(chances)
+
+
+@contextmanager
+def built_alike(path: str | Path) -> Iterator[None]:
+    """Say of a file that cannot be restored that another version wrote it."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError) as error:
+        detail = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{path}: written by another version of micrographia, whose models were built otherwise ({detail}); "
+            "train the model again."
+        ) from error
+
+
+def _identity(term: Term) -> list[Any]:
+    """What tells a term from others: its name, and the numbers and arrays that it was made with."""
+    cells = [cell.cell_contents for cell in getattr(term, "__closure__", None) or ()]
+    told = [c for c in cells if isinstance(c, int | float | str | np.ndarray | Tensor)]
+    return [getattr(term, "__qualname__", type(term).__qualname__), *told]
 
 
 def _as_stack(X: Any) -> tuple[np.ndarray, bool]:

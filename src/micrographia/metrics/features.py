@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from micrographia.errors import UserError
 
-# : Number of radial frequency bands and their limits in 1/Å (the upper one is lowered to the Nyquist
-# frequency).
+#: Number of radial frequency bands and their limits in 1/Å (the upper one is lowered to the Nyquist frequency).
 N_BANDS = 24
 FREQUENCY_RANGE_PER_A = (0.1, 2.5)
 #: Quantiles of the intensity, after the median was set to 0 and half the 16-to-84 % range to 1.
@@ -26,19 +25,19 @@ QUANTILES = (0.005, 0.02, 0.05, 0.1, 0.25, 0.75, 0.9, 0.95, 0.98, 0.995)
 #: Edges in Å of the blocks in which local statistics are taken.
 BLOCKS_A = (1.0, 2.5, 6.0)
 
-#: Name of each column of `physical_features`, in order.
+#: Name of each column of `physical_features`, in order:
 #:
-# : power_b            log10 of the Hann-windowed power spectrum averaged over frequency band b (of 24, 0.1 to
-# 2.5 1/Å) : correlation_x1 ... correlation of pixels one or two apart along the fast scan axis (x) and across
-# scan lines (y) : anisotropy_1, _2   log ratio of the mean square differences across and along lines: above 0
-# with line jitter : line_offset_y, _x  log spread of the differences of successive row (column) means: whole
-# lines brighter or darker : quantile_q         intensity quantiles : local_std_A, local_spread_A    log mean
-# and relative spread of the standard deviation in blocks of A Å : gradient_kurtosis, laplacian_kurtosis
-# log kurtosis: noise gives log 3, isolated sharp features much more : background         log spread of the
-# means of blocks of 6 Å: contamination, thickness, uneven dark level : noise_level        log robust noise
-# estimate from the mixed second difference (Immerkaer 1996) : noise_correlation_x, _y        correlation of
-# that noise between neighbours, less the -2/3 that white noise gives : noise_signal       log ratio of the
-# noise in the brighter half of the pixels to that in the darker half
+#: - power_b: log10 of the Hann-windowed power spectrum averaged over frequency band b (of 24, 0.1 to 2.5 1/Å)
+#: - correlation_x1 ...: correlation of pixels one or two apart along the fast scan axis (x) and across scan lines (y)
+#: - anisotropy_1, _2: log ratio of the mean square differences across and along lines: above 0 with line jitter
+#: - line_offset_y, _x: log spread of the differences of successive row (column) means: whole lines brighter or darker
+#: - quantile_q: intensity quantiles
+#: - local_std_A, local_spread_A: log mean and relative spread of the standard deviation in blocks of A Å
+#: - gradient_kurtosis, laplacian_kurtosis: log kurtosis; noise gives log 3, isolated sharp features much more
+#: - background: log spread of the means of blocks of 6 Å: contamination, thickness, uneven dark level
+#: - noise_level: log robust noise estimate from the mixed second difference (Immerkaer 1996)
+#: - noise_correlation_x, _y: correlation of that noise between neighbours, less the -2/3 that white noise gives
+#: - noise_signal: log ratio of the noise in the brighter half of the pixels to that in the darker half
 PHYSICAL_FEATURE_NAMES: tuple[str, ...] = (
     *(f"power_{band:02d}" for band in range(N_BANDS)),
     *("correlation_x1", "correlation_y1", "correlation_x2", "correlation_y2"),

@@ -433,13 +433,21 @@ def compare_micrographs(
         Of one pixel size and one intensity scale.
     per_image : bool
         Cut each image at its own threshold, in both sets, because grey levels differ from image to image. By
-        default the one threshold of the real images cuts all.
+        default the one threshold of the real images cuts all; it cuts constant images in any case.
     smoothing_px : float
         As for `phase_threshold`.
     """
     real, generated = check_images(real, SMALLEST_PX), check_images(generated, SMALLEST_PX)
-    threshold = None if per_image else phase_threshold(real, smoothing_px)
-    real, generated = (phase_masks(x, threshold, smoothing_px) for x in (real, generated))
+    common = phase_threshold(real, smoothing_px)
+
+    def masks(images: np.ndarray) -> np.ndarray:
+        out = phase_masks(images, common, smoothing_px)
+        own = np.ptp(images, axis=(1, 2)) > 0
+        if per_image and own.any():
+            out[own] = phase_masks(images[own], None, smoothing_px)
+        return out
+
+    real, generated = masks(real), masks(generated)
     return compare_microstructures(real, generated, pixel_size_A, max_px, smallest_px, n_bootstrap, seed)
 
 

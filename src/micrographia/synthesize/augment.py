@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from micrographia.errors import UserError
-from micrographia.training.distributed import mean_over_processes
+from micrographia.training import distributed
 
 #: Standard deviations and ranges of the paper's appendix B. Scales are 2^N(0, σ²).
 _SHIFT = 0.125
@@ -63,9 +63,9 @@ class AugmentConfig:
     target: float = 0.6
     """Mean sign of the critic's answers to real images above which p rises, and below which it falls; 0 = p stays
     where it is. [0.6]"""
-    adapt_images: float = 100_000.0
-    """Images in which p can rise from 0 to 1; fewer than in the paper, because trainings of small networks are
-    short; for fifty training images 20000. [500000]"""
+    adapt_images: float = 500_000.0
+    """Images in which p can rise from 0 to 1; for fifty training images 20000. Sooner, p rises at the start of every
+    training, when the critic is ahead but knows no image by heart, and holds the generator up. [500000]"""
     p: float = 0.0
     """Probability of each transformation to begin with. [0]"""
 
@@ -299,7 +299,10 @@ def _translation(x: Tensor, y: Tensor) -> Tensor:
 
 def _on_some(function, images: Tensor, drawn: Tensor, neutral: float | Tensor) -> Tensor:
     """Transform only the images for which something else than the neutral value was drawn."""
-    which = (drawn != neutral).flatten(1).any(dim=1).nonzero()[:, 0]
+    changed = (drawn != neutral).flatten(1).any(dim=1)
+    if images.is_cuda:  # asking how many would wait for the GPU
+        return torch.where(changed[:, None, None, None], function(images, drawn), images)
+    which = changed.nonzero()[:, 0]
     if len(which) == 0:
         return images
     if len(which) == len(images):
@@ -477,12 +480,16 @@ class AdaptiveProbability:
         """
         if self.config.target == 0:
             return
+        if (
+            distributed.rank_and_world()[1] > 1
+        ):  # the state is the same in all processes: one saves it for all
+            (mean_sign,) = distributed.mean_over_processes([float(mean_sign)], device)
         self._signs = self._signs + mean_sign * images  # a GPU is waited for only where the number is needed
         self._images += images
         self._updates += 1
         if self._updates < _INTERVAL:
             return
-        (sign,) = mean_over_processes([float(self._signs) / self._images], device)
+        sign = float(self._signs) / self._images
         step = self._images / self.config.adapt_images
         self.p = min(_MOST, max(0.0, self.p + (step if sign > self.config.target else -step)))
         self._signs = self._images = self._updates = 0.0

@@ -128,11 +128,12 @@ class GanConfig:
             if not getattr(self, name) > 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give a number greater than 0.")
         for name in ("r1", "variety", "path_length", "average_images", "slope", "patience"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give 0 or more.")
-        for name in ("mixing", "beta1"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"gan.{name} = {getattr(self, name)}: give a number from 0 to 1.")
+        if not 0 <= self.mixing <= 1:
+            raise UserError(f"gan.mixing = {self.mixing}: give a number from 0 to 1.")
+        if not 0 <= self.beta1 < 1:
+            raise UserError(f"gan.beta1 = {self.beta1}: give a number from 0 to below 1.")
 
     def penalty_at(self, step: int) -> float:
         """Weight of the gradient penalty at a step, 0 where none is due; those left out weigh in the next."""

@@ -119,6 +119,7 @@ def read_training_set(
     shape_px: tuple[int, int] | None = None,
     binning: int = 1,
     say: Callable[[str], None] | None = None,
+    pixel_size_A: float | None = None,
 ) -> TrainingSet:
     """Read files, folders and patterns as training images that networks of this resolution can make.
 
@@ -148,6 +149,8 @@ def read_training_set(
         would show too little.
     say : callable, optional
         Takes sentences for the user: what was left out, and notes.
+    pixel_size_A : float, optional
+        Of all files, in place of what they say.
 
     Raises
     ------
@@ -158,14 +161,14 @@ def read_training_set(
     shape_px = shape_px or (resolution, resolution)
     _check_request(resolution, shape_px, channels, fit, crops_per_image, binning)
     files, class_of_file, class_names, outside = _files(paths, classes)
-    reader = _Reader(shape_px, channels, fit, crops_per_image, seed, binning)
+    reader = _Reader(shape_px, channels, fit, crops_per_image, seed, binning, pixel_size_A)
     reader.failures += outside
     for number, (file, name) in enumerate(zip(files, unique_names(files), strict=True)):
         reader.add(number, file, name, class_of_file[number])
     reader.refuse_if_useless(len(files))
     images = np.stack(reader.patches)
     reader.patches.clear()
-    pixel_size_A, notes = _shared_pixel_size(reader.pixel_sizes_A)
+    shared_A, notes = _shared_pixel_size(reader.pixel_sizes_A)
     notes += reader.notes(len(files))
     labels = np.array(reader.labels, np.int64) if classes else None
     if labels is not None:
@@ -182,7 +185,7 @@ def read_training_set(
         tuple(reader.names),
         np.array(reader.corners_px, np.int64),
         tuple(reader.failures),
-        pixel_size_A,
+        shared_A,
         labels,
         class_names,
         notes,
@@ -359,11 +362,18 @@ class _Reader:
     """Collects patches file by file, and what was wrong with the others."""
 
     def __init__(
-        self, shape_px: tuple[int, int], channels: int, fit: str, crops: int | None, seed: int, binning: int
+        self,
+        shape_px: tuple[int, int],
+        channels: int,
+        fit: str,
+        crops: int | None,
+        seed: int,
+        binning: int,
+        pixel_size_A: float | None = None,
     ) -> None:
         self.height, self.width = shape_px
         self.channels, self.fit, self.crops, self.seed = channels, fit, crops, seed
-        self.binning = binning
+        self.binning, self.pixel_size_A = binning, pixel_size_A
         self.patches: list[np.ndarray] = []
         self.names: list[str] = []
         self.corners_px: list[tuple[int, int]] = []
@@ -398,7 +408,8 @@ class _Reader:
                 self.corners_px.append((x, y))
                 self.names.append(own)
                 self.labels.append(label)
-            self.pixel_sizes_A.append(image.pixel_size_A * scale if image.pixel_size_A else None)
+            size_A = self.pixel_size_A or image.pixel_size_A
+            self.pixel_sizes_A.append(size_A * scale if size_A else None)
 
     def _why_not(self, data: np.ndarray) -> str:
         bad = int(data.size - np.isfinite(data).sum()) if data.dtype.kind == "f" else 0
@@ -415,7 +426,10 @@ class _Reader:
     def _fitted(self, data: np.ndarray) -> tuple[np.ndarray, float]:
         """The image from which patches are cut, and how many of its old pixels make a new one."""
         small = fitted(data, self.binning, self.fit, (self.height, self.width))
-        return small, min(data.shape[0] / small.shape[0], data.shape[1] / small.shape[1])
+        # Of the rows that are left when squares are binned; the rest was cut off.
+        return small, self.binning * min(
+            (n // self.binning) / m for n, m in zip(data.shape, small.shape[:2], strict=False)
+        )
 
     def _corners(self, data: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
         spare_y, spare_x = data.shape[0] - self.height, data.shape[1] - self.width

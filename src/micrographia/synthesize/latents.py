@@ -62,8 +62,8 @@ def project(
 
     From the mean style, by gradient descent with a decaying jitter of the style, on the squared difference of
     the images averaged over scales (each halving weighs as much as the one before), so that structure counts
-    before noise. The paper compares features of a network trained on photographs instead, and fits the noise, too,
-    which here stays as it is.
+    before noise. One style for all layers; the jitter is one twentieth of the styles' own spread, at first. The paper compares features of a network trained on photographs instead,
+    and fits the noise, too, which here stays as it is.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def project(
 
     Returns
     -------
-    style : ``[style_count, latent]``
+    style : ``[latent]``
     drawn : ``[C, H, W]``
         What the generator makes of it.
     difference : float
@@ -86,16 +86,16 @@ def project(
             classes_in_turn(generator.classes, 4096, device),
         )
     spread = float((styles - generator.mean_style).square().sum(dim=1).mean().sqrt())
-    style = generator.mean_style.repeat(generator.style_count, 1).clone().requires_grad_()
+    style = generator.mean_style.clone().requires_grad_()
     goal = image[None].to(device)
     optimizer = torch.optim.Adam([style], learning_rate, betas=(0.9, 0.999))
     for step in range(steps):
         left = 1 - step / steps
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, 4 * left, 20 * (step + 1) / steps)
-        jitter = 0.05 * spread * max(0.0, 4 * left - 3) ** 2
+        jitter = 0.05 * spread * max(0.0, (4 * left - 1) / 3) ** 2  # over the first three quarters
         noise = torch.randn(style.shape, generator=draw).to(device)
-        drawn = generator.synthesise((style + jitter * noise / style.shape[1] ** 0.5)[None])
+        drawn = generator.synthesise((style + jitter * noise / len(style) ** 0.5)[None])
         loss = _over_scales(drawn, goal)
         (style.grad,) = torch.autograd.grad(loss, style)
         optimizer.step()

@@ -119,7 +119,8 @@ class StyledConv(nn.Module):
             x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         if self.demodulate:
             variance = style.square() @ weight.square().sum(dim=(2, 3)).T
-            x = x * (gain * torch.rsqrt(variance + 1e-8))[:, :, None, None]
+            # In the features' own precision, which rsqrt leaves under autocast on a GPU.
+            x = x * (gain * torch.rsqrt(variance + 1e-8)).to(x)[:, :, None, None]
         return x
 
 

@@ -233,7 +233,7 @@ def across_days(results: Sequence[DayResult], say: Say) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Average over seeds: one row per day and way, with the spread of F1 and its fraction of the oracle's."""
+    """Average over seeds: one row per day and way, with F1's spread (if there is any) and its part of the oracle's."""
     rows = []
     for (day, way), own in table.groupby(["day", "way"], sort=False):
         row = {"day": day, "training images": way, "seeds": len(own)}
@@ -244,7 +244,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         row["of_oracle"] = row["f1"] / oracle
         row |= {k: own[k].mean() for k in ("fid", "kid", "histogram_kl")}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
 
 def _write_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from micrographia.workflows.stages import images_key
 Say = Callable[[str], None]
 #: Atoms on which the checks of the latents are made, evenly spaced: enough for two digits.
 CHECKED = 4000
+#: Names of columns that hold what a latent model has found.
+RESULT = re.compile(r"z\d+|angle_deg|shift_[xy]_px|scale|value|class|cluster|cluster_probability|std_\w+")
 #: Frames of a movie differ in (measured) pixel size by less than this factor.
 ALIKE = 1.1
 
@@ -331,7 +334,7 @@ def _known(
             raise UserError(
                 "regression_rvae needs micrographia explore --sites FILE with a column 'value', empty where unknown."
             )
-        labels = pd.to_numeric(sites["value"].replace("", np.nan), errors="coerce").to_numpy(np.float64)
+        labels = np.array(pd.to_numeric(sites["value"].replace("", np.nan), errors="coerce"), np.float64)
         text = sites["value"].notna() & (sites["value"].astype(str) != "") & ~np.isfinite(labels)
         if text.any():
             raise UserError(
@@ -371,7 +374,7 @@ def build_model(
     window_px, pixel_size_A : float
         Of the patches; a prior of the shift wider than a quarter of the window would move the object out of it.
     """
-    prior_px = min(config.shift_A / pixel_size_A, window_px / 4)
+    prior_px = _prior_px(config, window_px, pixel_size_A)
     pose: dict[str, Any] = {"range_deg": config.range_deg, "prior_px": prior_px, "scale": config.scale}
     rest: dict[str, Any] = {"config": config.network, "seed": seed, "device": device}
     n = config.latents
@@ -398,6 +401,18 @@ def build_model(
             return presets.regression_rvae(1, n, **pose, **rest)
 
 
+def _prior_px(config: LatentConfig, window_px: float, pixel_size_A: float) -> float:
+    return min(config.shift_A / pixel_size_A, window_px / 4)
+
+
+def _in_steps(config: LatentConfig, patches: int) -> LatentConfig:
+    """The settings with as many epochs as make `config.steps` of so many patches."""
+    if not config.steps:
+        return config
+    epochs = max(1, round(config.steps / max(patches // config.network.batch, 1)))
+    return replace(config, network=replace(config.network, epochs=epochs))
+
+
 def _model_stage(
     run: RunFolder,
     patches: AtomPatches,
@@ -417,9 +432,7 @@ def _model_stage(
     if labels is not None and labels.dtype.kind == "i":
         classes = int(labels.max()) + 1
     given = int(condition.max()) + 1 if condition is not None and condition.dtype.kind == "i" else 1
-    if config.steps:
-        epochs = max(1, round(config.steps / max(len(some) // config.network.batch, 1)))
-        config = replace(config, network=replace(config.network, epochs=epochs))
+    config = _in_steps(config, len(some))
     model: VAE | Ensemble = build_model(
         config, classes, given, patches.size_px, patches.pixel_size_A, recipe.seed, recipe.device
     )
@@ -459,15 +472,16 @@ def _descriptors_stage(
     run: RunFolder, found: Exploration, recipe: ExploreRecipe, say: Say
 ) -> list[Description]:
     """Describe the atoms of the most crowded frame by GMM, AE and rVAE; nothing if they are too few."""
-    config, patches = recipe.latent, found.patches
+    patches = found.patches
     own = np.flatnonzero(patches.sites["frame"].to_numpy() == found.crowded_frame)
     images = patches.images[own]
     if images.ndim == 4:  # a kind of atom may be missing from this frame
         images = images[:, np.ptp(images, axis=(0, 2, 3)) > 0]
+    config = _in_steps(recipe.latent, len(own))
     classes = max(config.classes, 2)
     if len(own) < max(10 * classes, config.network.batch):
         return []
-    prior_px = config.shift_A / patches.pixel_size_A or 0.5
+    prior_px = _prior_px(config, patches.size_px, patches.pixel_size_A) or 0.5
     window = f"{patches.window_A:g} Å"
 
     def work(folder: Path) -> None:
@@ -516,8 +530,10 @@ def _with_latents(
         latents["cluster_probability"] = groups.probabilities.max(axis=1)
     if isinstance(model, Ensemble):
         spread = model.uncertainty(patches.images, condition)
-        latents = latents.join(spread.rename(columns={"reconstruction": "std_reconstruction"}))
-    clash = {*latents, "cluster", "cluster_probability", "class"} & set(table)
+        names_now = {"reconstruction": "std_reconstruction", "std_value1": "std_value"}
+        latents = latents.join(spread.rename(columns=names_now))
+    # What a table brings along under the name of a result is not one, even where this model makes none of that name.
+    clash = {c for c in table if c in latents or RESULT.fullmatch(str(c))}
     table = table.drop(columns=[f"given_{c}" for c in clash if f"given_{c}" in table])
     table = table.rename(columns={c: f"given_{c}" for c in clash})
     latents.index = table.index[patches.rows]

@@ -146,5 +146,7 @@ class ExploreRecipe:
             raise UserError(
                 "patches.of = positions draws atoms, and atoms.find = grid finds none; change one of them."
             )
+        if self.embedding != "none" and self.latent.latents < 2:
+            raise UserError(f"embedding = {self.embedding} draws latents in a plane; one alone needs none.")
         if self.seed < 0 or self.pixel_size_A < 0 or self.track_A < 0:
             raise UserError("seed, pixel_size_A and track_A must not be negative.")

@@ -51,7 +51,7 @@ def write_explore_report(run: RunFolder, found: Exploration, recipe: ExploreReci
         "in atoms.csv. Angles are counter-clockwise, from what the model took for upright."
     )
     for column in ["cluster", "value", *latents, "angle_deg", "ring_label"]:
-        if column in with_patch:
+        if column in with_patch and (column != "ring_label" or found.rings is not None):
             _map(top, found, with_patch, column, recipe)
 
     space = report.section("What varies")
@@ -125,9 +125,10 @@ def _latent_space(
 ) -> None:
     model, images = found.first_member, found.patches.images
     typical = None if found.condition is None else np.median(found.condition, keepdims=True)
+    told = "" if typical is None else f", at {given} = {typical[0]:g}"
     if found.condition is not None and found.condition.dtype.kind == "i":
-        typical = np.array([np.bincount(found.condition).argmax()])
-    told = f", at {given} = {typical[0]:g}" if typical is not None else ""
+        typical = np.bincount(found.condition).argmax()
+        told = f", at {given} = {sites[given].iloc[int(np.flatnonzero(found.condition == typical)[0])]}"
     if len(latents) > 1:
         classes = sum(name.startswith("class") for name in model.get_feature_names_out())
         for k in range(max(classes, 1)):

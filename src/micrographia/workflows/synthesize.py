@@ -105,9 +105,8 @@ def fit_synthesizer(
     edge = recipe.gan.resolution
     everything = read_training_set(
         list(images), edge, config.channels, config.fit, config.crops_per_image or None, config.classes, recipe.seed,
-        (config.height_px or edge, config.width_px or edge), config.binning, say,
+        (config.height_px or edge, config.width_px or edge), config.binning, say, recipe.pixel_size_A or None,
     )  # fmt: skip
-    everything = replace(everything, pixel_size_A=recipe.pixel_size_A or everything.pixel_size_A)
     training, real, held_out = _divided(everything, recipe)
     # What would fail after the training fails now.
     Synthesizer(recipe.gan).check(training)
@@ -147,7 +146,7 @@ def fit_synthesizer(
         shutil.copyfile(stage / "model.safetensors", temporary)
     model = Synthesizer.load(run.path / "model.safetensors")
 
-    samples, labels = draw_for_judging(model, training, recipe.judge.samples, str(device))
+    samples, labels, seeds = draw_for_judging(model, training, recipe.judge.samples, str(device))
     say(f"judging {len(samples)} samples by {len(real)} real images")
     judged_by = real.batch(slice(None)).numpy()
     learnt = training.batch(slice(None)).numpy() if held_out else judged_by
@@ -162,9 +161,10 @@ def fit_synthesizer(
     }  # fmt: skip
     run.write_json("metrics.json", numbers)
     provenance = provenance_of(model, run.path / "model.safetensors")
+    each = [{"class": model.classes[k]} for k in labels[:WRITTEN]] if model.classes else None
     write_samples(
-        run.path / "samples", samples[:WRITTEN], model.window, provenance,
-        range(JUDGED_FROM, JUDGED_FROM + min(WRITTEN, len(samples))), pixel_size_A=model.pixel_size_A,
+        run.path / "samples", samples[:WRITTEN], model.window, provenance, seeds[:WRITTEN].tolist(), each,
+        model.pixel_size_A,
     )  # fmt: skip
     shown = [
         (int(path.stem.removeprefix("step-")), np.load(path).astype(np.float32))
@@ -229,21 +229,19 @@ def _extractor(config: JudgeConfig) -> FeatureExtractor | None:
 
 def draw_for_judging(
     model: Synthesizer, like: TrainingSet, n: int, device: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `n` samples and their classes, each class as often as among the images `like`."""
-    seeds = range(JUDGED_FROM, JUDGED_FROM + n)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw `n` samples; return them, their classes (each as often as among the images `like`), and their seeds."""
+    seeds = np.arange(JUDGED_FROM, JUDGED_FROM + n)
     if not model.classes or like.labels is None:
-        return model.sample(seeds, device=device), np.zeros(n, int)
+        return model.sample(seeds.tolist(), device=device), np.zeros(n, int), seeds
     share = np.bincount(like.labels, minlength=len(model.classes)) / len(like)
     ends = np.round(np.cumsum(share) * n).astype(int)
     labels = np.searchsorted(ends, np.arange(n), side="right")
     parts = [
-        model.sample(
-            [s for s, own in zip(seeds, labels, strict=True) if own == k], label=int(k), device=device
-        )
-        for k in np.unique(labels)
+        model.sample(seeds[labels == k].tolist(), label=int(k), device=device) for k in np.unique(labels)
     ]
-    return np.concatenate(parts), labels
+    order = np.random.default_rng(0).permutation(n)  # the first few show all classes
+    return np.concatenate(parts)[order], labels[order], seeds[order]
 
 
 def write_sheet(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:

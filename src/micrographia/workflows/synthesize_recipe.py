@@ -54,8 +54,8 @@ class JudgeConfig:
     """Find the threshold of each image by itself, because brightness differs from image to image; else one of the
     real images cuts all."""
     inception_weights: str = ""
-    """File of the Inception weights that torch-fidelity publishes, for the Fréchet distance of the literature; empty =
-    physical features."""
+    """File of the Inception weights that torch-fidelity publishes: distances of its features, of images each scaled by
+    itself, not those of the literature to the digit; empty = physical features."""
     bootstrap: int = 200
     """Resamples for the intervals."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -129,15 +131,15 @@ def _told(copies: Memorisation) -> str:
 def _paths(report: Report, found: Synthesis) -> None:
     section = report.section("Between images")
     model, start = found.model, JUDGED_FROM
-    label = 0 if model.classes else None
+    drawn: dict[str, Any] = {"label": 0 if model.classes else None, "device": found.recipe.device}
     rows = {
-        "along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", label=label),
-        "along a straight line": model.interpolate(start, start + 1, 10, "z", spherical=False, label=label),
+        "along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", **drawn),
+        "along a straight line": model.interpolate(start, start + 1, 10, "z", spherical=False, **drawn),
     }
     if model.config.network == "stylegan2":
-        rows["between styles w"] = model.interpolate(start, start + 1, 10, "w", spherical=False, label=label)
+        rows["between styles w"] = model.interpolate(start, start + 1, 10, "w", spherical=False, **drawn)
         rows["towards the mean image (truncation 1 to 0)"] = np.concatenate(
-            [model.sample([start + 2], t, label) for t in np.linspace(1, 0, 10)]
+            [model.sample([start + 2], t, **drawn) for t in np.linspace(1, 0, 10)]
         )
     section.figure("paths", rows_figure(rows), "Two samples and what lies between them")
 

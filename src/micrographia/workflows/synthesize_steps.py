@@ -103,7 +103,7 @@ def interpolate(
     images = synthesizer.interpolate(start, end, steps, space, not linear, truncation, label, device)
     told = {
         "from_seed": start, "to_seed": end, "space": space, "path": "straight" if linear else "great circle",
-        "truncation": truncation,
+        "truncation": truncation, **({"class": label} if label is not None else {}),
     }  # fmt: skip
     provenance = provenance_of(synthesizer, file) | told
     if out.suffix.lower() in (".gif", ".mp4"):
@@ -196,7 +196,7 @@ def evaluate(
         seeds = range(JUDGED_FROM, JUDGED_FROM + config.samples)
         drawn, labels = model.sample(seeds, label=label, device=device), np.zeros(config.samples, int)
     elif model:
-        drawn, labels = draw_for_judging(model, real_set, config.samples, device)
+        drawn, labels, _ = draw_for_judging(model, real_set, config.samples, device)
     else:
         drawn = _in_window(read([generated]), window)[: config.samples]
         labels = np.zeros(len(drawn), int)
@@ -288,16 +288,21 @@ def _require_same_depth(dtype: str, window: Window) -> None:
 
 
 def _shape_of_first(folder: Path) -> tuple[tuple[int, int], int]:
-    """Height and width (as far as they can be compared at once) and channels of the first image in a folder."""
+    """Height and width (as far as they can be compared at once) and channels of the first readable image in a folder."""
     files = find_files([folder], FOLDER_SUFFIXES)
     if not files:
         raise UserError(f"{folder}: holds neither a model nor images.")
-    try:
-        data = read_stored(files[0])[0].data
-    except UserError:
-        data = read_stored(files[0], colours=True)[0].data
-    height, width = (min(n, RESOLUTIONS[-1]) for n in data.shape[:2])
-    return (height, width), 3 if data.ndim == 3 else 1
+    for file in files:
+        for colours in (False, True):
+            try:
+                data = read_stored(file, colours=colours)[0].data
+            except UserError:
+                continue
+            height, width = (min(n, RESOLUTIONS[-1]) for n in data.shape[:2])
+            return (height, width), 3 if data.ndim == 3 else 1
+    raise UserError(
+        f"{folder}: none of its {len(files)} files can be read as an image, such as {files[0].name}."
+    )
 
 
 def _require_room(out: Path) -> None:
