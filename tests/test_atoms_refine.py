@@ -149,6 +149,19 @@ def test_what_cannot_be_refined_stays_and_is_flagged(refine):
         assert out["amplitude"].isna().tolist() == [True, True, False]
 
 
+def test_atoms_close_together_on_coarse_pixels_are_refined():
+    """Graphene at 0.3 Å per pixel: 0.4 of the distance holds too few pixels for a fit."""
+    grid = np.arange(6, 60, 4.7)
+    x, y = (v.ravel() for v in np.meshgrid(grid, grid))
+    row, column = np.mgrid[:64, :64]
+    image = sum(
+        np.exp(-((column - a) ** 2 + (row - b) ** 2) / (2 * 1.3**2)) for a, b in zip(x, y, strict=True)
+    )
+    start = make_sites("a.tif", np.rint(x), np.rint(y), "atom")
+    found = refine_gaussian(Micrograph(np.float32(image), 0.3, "a.tif"), start, shape="round")
+    assert np.hypot(found["x_px"] - x, found["y_px"] - y).mean() < 0.1 < np.hypot(np.rint(x) - x, 0).mean()
+
+
 def test_noise_alone_gives_no_wild_positions():
     rng = np.random.default_rng(0)
     sites = make_sites("a", *rng.uniform(10, 190, (2, 300)), "C")

@@ -174,7 +174,7 @@ class _Windows:
         if radius_A is None:
             apart_A = _neighbour_distance(sites, frame, sizes)
             # Coarse pixels need a disc that holds enough of them, as long as it stays short of the neighbours.
-            radius_A = max(0.4 * apart_A, min(_LEAST_RADIUS_PX * sizes.max(), 0.5 * apart_A))
+            radius_A = max(0.4 * apart_A, min(_LEAST_RADIUS_PX * sizes.max(), 0.6 * apart_A))
         if not np.isfinite(radius_A) or radius_A < sizes.max() * 1.5:
             raise UserError(
                 f"A radius of {radius_A:.3g} Å is {radius_A / sizes.max():.2g} px; a refinement needs at least "
