@@ -254,7 +254,8 @@ def lattice_symmetry(n: int, config: VaeConfig) -> Shown:
     images = (clean + noise * rng.standard_normal(clean.shape)).astype(np.float32)
     # As many steps as the others take, on a tenth of the patches.
     longer = replace(config, epochs=10 * config.epochs)
-    drawn, told = [images[:10], clean[:10].astype(np.float32)], []
+    # All rows share one grey scale, in which the noise would hide the rest.
+    drawn, told = [images[:10] / 4, clean[:10].astype(np.float32)], []
     for terms in ((), (symmetric(6),)):
         errors, angles = [], []
         for seed in range(5):
@@ -269,7 +270,7 @@ def lattice_symmetry(n: int, config: VaeConfig) -> Shown:
             f"{np.std(angles, ddof=1):.1f}°)"
         )
     figure = traversal_figure(
-        np.stack(drawn), np.tile(turn[:10], (4, 1)), ("patch", "truth", "free", "symmetric")
+        np.stack(drawn), np.tile(turn[:10], (4, 1)), ("patch / 4", "truth", "free", "symmetric")
     )
     return figure, (
         f"{few} patches of an atom with six alike neighbours, noise of {noise} times its height, five seeds. The drawn patches "
