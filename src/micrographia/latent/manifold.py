@@ -96,6 +96,8 @@ def draw_upright(model: VAE, codes: np.ndarray, condition: np.ndarray | None = N
     return model.inverse_transform(codes, condition)
 
 
+#: What the names of content begin with: of the code, and of values that some patches were told.
+_CODE = ("z", "value")
 #: The pose that changes nothing.
 _REST = {"angle_deg": 0.0, "shift_x_px": 0.0, "shift_y_px": 0.0, "scale": 1.0}
 
@@ -106,7 +108,7 @@ def _names(model: VAE) -> list[str]:
 
 def _latents(names: Sequence[str]) -> list[str]:
     """What can be varied, the code first."""
-    inner = [name for name in names if name.startswith(("z", "value"))]
+    inner = [name for name in names if name.startswith(_CODE)]
     return inner + [name for name in names if name in _REST]
 
 
@@ -134,7 +136,7 @@ def _span(
             codes = codes[codes[:, classes].argmax(axis=1) == class_index]
         quantiles = np.quantile(codes, [*PRIOR_RANGE, 0.5], axis=0)
         low, high = quantiles[0], quantiles[1]
-        inner = [i for i, name in enumerate(names) if name.startswith(("z", "value"))]
+        inner = [i for i, name in enumerate(names) if name.startswith(_CODE)]
         base[inner] = quantiles[2, inner]
     for i, name in enumerate(names):
         if name == "angle_deg":  # the prior's whole range: steps of data say little of a circle

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micrographia import __version__
 from micrographia.errors import UserError
 from micrographia.files import find_files, unique_names
 from micrographia.formats import FOLDER_SUFFIXES
@@ -272,7 +271,7 @@ def write_samples(
     if len(set(targets)) < len(targets):
         raise UserError("Two samples have the same seed: they would be one file; give each its own.")
     for i, (target, image) in enumerate(zip(targets, stack.clip(-1, 1), strict=True)):
-        made = {"software": f"micrographia {__version__}", **provenance}
+        made = dict(provenance)
         made |= {"seed": int(seeds[i])} if seeds is not None else {}
         made |= each[i] if each is not None else {}
         as_stored = window

@@ -250,11 +250,12 @@ def write_sheet(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> 
     write_samples(path, 2 * images[None] - 1, Window(0.0, 255.0, "uint8"), provenance)
 
 
-def provenance_of(model: Synthesizer, path: Path) -> dict[str, Any]:
-    """What every generated file says about its model."""
+def provenance_of(model: Synthesizer, path: Path, label: str | None = None) -> dict[str, Any]:
+    """What every generated file says about its model, and the class that was asked for."""
     from micrographia.nets.weights import weights_key
 
     told = {"generator": model.config.network, "model": path.name, "trained_with_seed": model.seed}
+    told |= {"class": label} if label is not None else {}
     return told | {"weights": weights_key(model.generator)} if model.generator is not None else told
 
 

@@ -66,8 +66,7 @@ def sample(
     synthesizer, file = load_model(model)
     seeds = range(first_seed, first_seed + n)
     images = synthesizer.sample(seeds, truncation, label, device)
-    provenance = provenance_of(synthesizer, file) | {"truncation": truncation}
-    provenance |= {"class": label} if label is not None else {}
+    provenance = provenance_of(synthesizer, file, label) | {"truncation": truncation}
     files = write_samples(
         out, images, synthesizer.window, provenance, seeds, None, synthesizer.pixel_size_A, suffix
     )
@@ -103,9 +102,9 @@ def interpolate(
     images = synthesizer.interpolate(start, end, steps, space, not linear, truncation, label, device)
     told = {
         "from_seed": start, "to_seed": end, "space": space, "path": "straight" if linear else "great circle",
-        "truncation": truncation, **({"class": label} if label is not None else {}),
+        "truncation": truncation,
     }  # fmt: skip
-    provenance = provenance_of(synthesizer, file) | told
+    provenance = provenance_of(synthesizer, file, label) | told
     if out.suffix.lower() in (".gif", ".mp4"):
         frames = np.round(255 * as_pictures(images)).astype(np.uint8)
         write_video(out, np.concatenate([frames, frames[-2:0:-1]]), frames_per_second, provenance)
