@@ -24,7 +24,7 @@ from micrographia.latent.ensemble import uncertainty_by_classes
 from micrographia.latent.manifold import draw_manifold, draw_traversals, draw_upright
 from micrographia.latent.model import VaeConfig
 from micrographia.latent.terms import follows, symmetric
-from micrographia.latent.vae import VAE
+from micrographia.latent.vae import VAE, columns_of
 from micrographia.plots.curves import classes_figure
 from micrographia.plots.latent import latent_scatter, manifold_figure, reconstruction_sheet, traversal_figure
 from micrographia.plots.matrices import confusion_figure
@@ -53,7 +53,7 @@ def told_classes(code: np.ndarray, kind: np.ndarray) -> float:
 
 def columns(model: VAE, codes: np.ndarray, start: str) -> np.ndarray:
     """The columns of `VAE.transform` whose name starts so."""
-    return codes[:, [i for i, name in enumerate(model.get_feature_names_out()) if name.startswith(start)]]
+    return codes[:, columns_of(model.get_feature_names_out(), start)]
 
 
 def scattered(model: VAE, truth: PoseSet) -> Shown:

@@ -20,6 +20,7 @@ from sklearn.mixture import GaussianMixture
 from micrographia.errors import UserError
 from micrographia.latent.model import VaeConfig
 from micrographia.latent.presets import ae, rvae
+from micrographia.latent.vae import columns_of
 
 #: Above this many numbers per atom a mixture is given diagonal covariances: full ones cannot be estimated.
 FULL_COVARIANCE_UP_TO = 16
@@ -239,12 +240,11 @@ def compare_descriptors(
         invariant = rvae(latents, range_deg, prior_px, config, seed, device)
         table = invariant.fit_transform(patches)
         names = list(invariant.get_feature_names_out())
-        codes = table[:, [i for i, name in enumerate(names) if name.startswith("z")]]
+        content = columns_of(names, "z")
+        codes = table[:, content]
         labels = gmm(codes, classes, seed).labels
         means = np.zeros((classes, len(names)))
-        means[:, [i for i, name in enumerate(names) if name.startswith("z")]] = _class_means(
-            codes, labels, classes
-        )
+        means[:, content] = _class_means(codes, labels, classes)
         drawn = invariant.inverse_transform(means)
         angle = table[:, names.index("angle_deg")]
         found.append(Description("rVAE", window, labels, codes, drawn, angle))

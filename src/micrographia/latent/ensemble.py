@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from micrographia.errors import UserError
 from micrographia.latent.blocks import Discrete
-from micrographia.latent.vae import VAE, built_alike
+from micrographia.latent.vae import VAE, built_alike, columns_of
 from micrographia.nets.weights import load_model, save_model
 
 #: Patches from which members are aligned, and patches drawn at a time.
@@ -145,7 +145,7 @@ class Ensemble(TransformerMixin, BaseEstimator):
             images = np.stack([member.reconstruct(X[part], given) for member in members])
             drawn[part] = np.sqrt(images.var(axis=0).reshape(images.shape[1], -1).mean(axis=1))
         out.insert(0, "reconstruction", drawn)
-        if any(name.startswith("class") for name in self.get_feature_names_out()):
+        if columns_of(self.get_feature_names_out(), "class"):
             p = self._probabilities(X, condition).astype(np.float64)
             p /= p.sum(axis=2, keepdims=True)  # to the last digit: one minus a probability may be tiny
             entropy = -xlogy(p.mean(axis=0), p.mean(axis=0)).sum(axis=1)
@@ -275,7 +275,7 @@ def _table(member: VAE, X: np.ndarray, condition: np.ndarray | None) -> pd.DataF
 
 
 def _class_columns(table: pd.DataFrame) -> list[str]:
-    return [name for name in table if name.startswith("class")]
+    return [table.columns[i] for i in columns_of(table.columns, "class")]
 
 
 def _squared_error(member: VAE, X: np.ndarray, condition: np.ndarray | None) -> float:

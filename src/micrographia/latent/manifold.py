@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from micrographia.errors import UserError
-from micrographia.latent.vae import VAE
+from micrographia.latent.vae import VAE, columns_of
 
 #: The prior's quantiles from which codes are drawn when no codes of data are given.
 PRIOR_RANGE = (0.05, 0.95)
@@ -108,7 +108,7 @@ def _names(model: VAE) -> list[str]:
 
 def _latents(names: Sequence[str]) -> list[str]:
     """What can be varied, the code first."""
-    inner = [name for name in names if name.startswith(_CODE)]
+    inner = [names[i] for i in columns_of(names, *_CODE)]
     return inner + [name for name in names if name in _REST]
 
 
@@ -116,11 +116,11 @@ def _span(
     model: VAE, names: list[str], codes: np.ndarray | None, class_index: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes at rest, and the lower and upper end of each column."""
-    classes = [i for i, name in enumerate(names) if name.startswith("class")]
+    classes = columns_of(names, "class")
     if classes and not 0 <= class_index < len(classes):
         raise UserError(f"The model has no class {class_index}; choose from 0 to {len(classes) - 1}.")
     base = np.array([_REST.get(name, 0.0) for name in names], np.float32)
-    values = [i for i, name in enumerate(names) if name.startswith("value")]
+    values = columns_of(names, "value")
     width = np.ones(len(names), np.float32)
     if values:  # in the units of what was told
         base[values], width[values] = model.value_scale
@@ -136,7 +136,7 @@ def _span(
             codes = codes[codes[:, classes].argmax(axis=1) == class_index]
         quantiles = np.quantile(codes, [*PRIOR_RANGE, 0.5], axis=0)
         low, high = quantiles[0], quantiles[1]
-        inner = [i for i, name in enumerate(names) if name.startswith(_CODE)]
+        inner = columns_of(names, *_CODE)
         base[inner] = quantiles[2, inner]
     for i, name in enumerate(names):
         if name == "angle_deg":  # the prior's whole range: steps of data say little of a circle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -169,7 +169,7 @@ class VAE(TransformerMixin, BaseEstimator):
         if (block := self.network.blocks.values) is None:
             return self.predict_proba(X, condition).argmax(axis=1)
         table, names = self._encode(X, condition)[0], self.get_feature_names_out()
-        values = table[:, [i for i, name in enumerate(names) if name.startswith("value")]]
+        values = table[:, columns_of(names, "value")]
         return values[:, 0] if block.n == 1 else values
 
     def predict_proba(self, X: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
@@ -198,14 +198,14 @@ class VAE(TransformerMixin, BaseEstimator):
         scale = np.log(np.maximum(column["scale"], 1e-3)) if blocks.scale else zeros
         angle = np.deg2rad(column.get("angle_deg", zeros))
         lie = [torch.from_numpy(np.asarray(a, np.float32)) for a in (angle, shift, scale)]
-        code = Z[:, [i for i, name in enumerate(names) if name.startswith("z")]]
+        code = Z[:, columns_of(names, "z")]
         if blocks.values:
-            values = Z[:, [i for i, name in enumerate(names) if name.startswith("value")]]
+            values = Z[:, columns_of(names, "value")]
             centre, width = self.value_scale
             code = np.concatenate([code, (values - centre) / width], axis=1)
         one_hot = np.zeros((len(Z), 0), np.float32)
         if blocks.discrete:
-            p = Z[:, [i for i, name in enumerate(names) if name.startswith("class")]]
+            p = Z[:, columns_of(names, "class")]
             one_hot = np.eye(blocks.classes, dtype=np.float32)[p.argmax(axis=1)]
         network.to("cpu").eval()
         with torch.inference_mode():
@@ -329,6 +329,11 @@ class VAE(TransformerMixin, BaseEstimator):
             tables.append(torch.cat(columns, dim=1).cpu().numpy())
             chances.append(classes.cpu().numpy())
         return np.concatenate(tables), np.concatenate(chances)
+
+
+def columns_of(names: Iterable[str], *starts: str) -> list[int]:
+    """Where the columns of a latent stand among the names of `get_feature_names_out`: "z", "value" or "class"."""
+    return [i for i, name in enumerate(names) if name.startswith(starts)]
 
 
 @contextmanager

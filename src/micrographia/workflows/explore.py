@@ -25,7 +25,7 @@ from micrographia.errors import UserError
 from micrographia.latent import presets
 from micrographia.latent.compare import Description, compare_descriptors, gmm, pca
 from micrographia.latent.ensemble import Ensemble
-from micrographia.latent.vae import VAE
+from micrographia.latent.vae import VAE, columns_of
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.sites import concat_sites, read_sites, write_sites
 from micrographia.training.checkpoint import data_fingerprint
@@ -517,8 +517,8 @@ def _with_latents(
     columns = list(model.get_feature_names_out())
     latents = pd.DataFrame(codes, columns=columns).drop(columns=[c for c in columns if c.startswith("class")])
     latents = latents.rename(columns={"value1": "value"})
-    chances = codes[:, [i for i, c in enumerate(columns) if c.startswith("class")]]
-    z = latents[[c for c in latents if c.startswith("z")]].to_numpy()
+    chances = codes[:, columns_of(columns, "class")]
+    z = codes[:, columns_of(columns, "z")]
     if chances.shape[1]:
         latents["cluster"] = chances.argmax(axis=1)
         latents["cluster_probability"] = chances.max(axis=1)
@@ -568,7 +568,7 @@ def judge_latents(
     if len(some) > recipe.latent.latents:
         out["explained_by_pca"] = pca(images, recipe.latent.latents).explained
     columns = list(model.get_feature_names_out())
-    z = codes[some][:, [i for i, c in enumerate(columns) if c.startswith("z")]]
+    z = codes[some][:, columns_of(columns, "z")]
     if "angle_deg" in columns and len(some) >= 100 and z.shape[1]:
         turn = np.deg2rad(codes[some, columns.index("angle_deg")]) * recipe.latent.symmetry
         target = np.stack([np.cos(turn), np.sin(turn)], axis=1)

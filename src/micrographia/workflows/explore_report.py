@@ -10,6 +10,7 @@ from micrographia.errors import UserError
 from micrographia.latent.compare import Components, ica, nmf, pca, tsne, umap
 from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.manifold import draw_manifold, draw_traversals, draw_upright
+from micrographia.latent.vae import columns_of
 from micrographia.plots import figures
 from micrographia.plots.colouring import (
     Colouring,
@@ -130,7 +131,7 @@ def _latent_space(
         typical = np.bincount(found.condition).argmax()
         told = f", at {given} = {sites[given].iloc[int(np.flatnonzero(found.condition == typical)[0])]}"
     if len(latents) > 1:
-        classes = sum(name.startswith("class") for name in model.get_feature_names_out())
+        classes = len(columns_of(model.get_feature_names_out(), "class"))
         for k in range(max(classes, 1)):
             drawn = draw_manifold(model, codes=found.codes, condition=typical, class_index=k)
             name, of = (f"manifold-{k}", f", class {k}") if classes else ("manifold", "")
