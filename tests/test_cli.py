@@ -287,7 +287,7 @@ def test_interrupts_say_how_to_go_on(capsys, image, tmp_path, monkeypatch):
 
 def test_as_a_process(tables):
     """The console's view: exit code, streams, and threads that sleep while they wait."""
-    module = [sys.executable, "-m", "micrographia.cli.main"]
+    module = [sys.executable, "-m", "micrographia"]
     done = subprocess.run([*module, "evaluate", *tables, "--tolerance", "x"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr

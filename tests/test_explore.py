@@ -88,7 +88,7 @@ def test_a_run_is_resumed_without_training_again(explored, capsys):
 def test_killed_while_training_it_goes_on_to_the_same_result(movie, tmp_path):
     def command(out: Path, *more: str) -> list[str]:
         settings = changes("latent.steps=150", "compare=false")
-        return [sys.executable, "-m", "micrographia.cli.main", "explore", str(movie[0]), "--window", "6", "--out", str(out), *settings, *more]  # fmt: skip
+        return [sys.executable, "-m", "micrographia", "explore", str(movie[0]), "--window", "6", "--out", str(out), *settings, *more]  # fmt: skip
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -89,7 +89,7 @@ def test_a_killed_run_resumes_to_the_same_result(run_folder, scans, tmp_path):
     words = [
         sys.executable,
         "-m",
-        "micrographia.cli.main",
+        "micrographia",
         "run",
         "wse2",
         "--images",

@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_to_the_same_model(steel, fitted, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "micrographia.cli.main",
+        "micrographia",
         *(str(out) if w == str(fitted[0]) else w for w in words),
     ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -277,7 +277,7 @@ def test_other_requests(tmp_path, options, message):
 
 
 def provenance_by_command(path) -> dict:
-    command = [sys.executable, "-m", "micrographia.cli.main", "provenance", str(path)]
+    command = [sys.executable, "-m", "micrographia", "provenance", str(path)]
     return json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
 
 

@@ -57,7 +57,7 @@ def test_the_command_line_tells_how_a_movie_was_made(tmp_path, suffix):
     made = {"model": "run/modèle.safetensors", "between": [3, 17], "note": 'a = "b"; #c\\d\n' * 40}
     path = tmp_path / f"a{suffix}"
     write_video(path, smooth(5, 32, 48), 5, made)
-    command = [sys.executable, "-m", "micrographia.cli.main", "provenance", str(path)]
+    command = [sys.executable, "-m", "micrographia", "provenance", str(path)]
     told = json.loads(subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout)
     assert told.pop("software").startswith("micrographia ")
     assert told == {**made, "synthetic": True}

@@ -101,7 +101,3 @@ def _how_to_resume(words: list[str]) -> str:
     elif command[1:] != ["fit"]:
         return "micrographia: interrupted; nothing was left half-written."
     return f"micrographia: interrupted; what was done is saved. Go on with: micrographia {shlex.join(again)}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
