@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from micrographia.cli.main import build_parser, main
 from micrographia.errors import UserError
@@ -188,7 +191,8 @@ def test_bad_files_do_not_stop_the_others(capsys, image):
     ("change", "expected"),
     [
         ("translate.stepps=5", "steps"),
-        ("specimen.defects={\"vacancy-1Se\" = -0.1}", "between 0 and 1"),
+        ("specimen.defects={\"vacancy-1Se\" = -0.1}", "above 0, at most 1"),
+        ("specimen.defects={\"vacancy-1Se\" = 0}", "leave a kind out"),
         ("optics.energy_keV=\"80 kV\"", "without the unit"),
         ("no-value", "key=value"),
         ("device=\"gpu\"", "cpu"),
@@ -275,6 +279,79 @@ def test_debug_shows_where_user_errors_come_from(tables):
             main([*words, tables[0], "nowhere.csv", "--tolerance", "6"])
 
 
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Locks do not hold root: as root, go on as a user who is nobody."""
+    if os.geteuid():
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError:
+        pytest.skip("this root cannot become another user")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def locked(image, monkeypatch) -> Iterator[Path]:
+    """A folder, locked together with what is in it, beside the good image in the current folder."""
+    monkeypatch.chdir(image.parent)
+    image.parent.chmod(0o755)
+    folder = Path("locked")
+    folder.mkdir()
+    (folder / "scan.tif").write_bytes(image.read_bytes())
+    Path("secret.toml").write_text("seed = 1")
+    Path("secret.toml").chmod(0)
+    folder.chmod(0)
+    yield folder
+    folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect locked",
+        "inspect locked/scan.tif",
+        "inspect locked/*.tif",
+        "recipe secret.toml",
+        "recipe locked/x.toml",
+        "evaluate locked/t.csv locked/t.csv --tolerance 1",
+        "provenance locked/x.npy",
+        "simulate --n 1 --size-px 64 --out locked/q",
+        "simulate --n 1 --size-px 64 --set specimen.material=locked/x.cif --out q",
+        "detect apply locked/x.safetensors scan.tif --out q",
+    ],
+)
+def test_what_is_locked_is_for_the_user_to_open(words, capsys, locked):
+    main(words.split())  # Python's own library may be root's alone: what is imported later is so now.
+    capsys.readouterr()
+    with as_nobody():
+        error = fails(capsys, *words.split())
+    assert re.search("permission", error, re.IGNORECASE)
+    assert re.search(r"locked|secret\.toml", error)
+
+
+def test_locked_files_do_not_stop_the_others(capsys, locked):
+    np.save("good.npy", np.random.default_rng(0).normal(size=(64, 64)))
+    words = ["inspect", "good.npy", "locked/scan.tif", "--json"]
+    main(words)
+    capsys.readouterr()
+    with as_nobody():
+        assert main(words) == 0
+    out, error = capsys.readouterr()
+    assert [result["name"] for result in json.loads(out)] == ["good.npy"]
+    assert error.startswith("micrographia: left out: locked/scan.tif: ")
+    assert "damaged" not in error
+
+
+def test_a_file_that_the_system_refuses_is_no_internal_error(capsys):
+    name = "a" * 300
+    assert f"{name}: " in fails(capsys, "recipe", name)
+
+
 def test_interrupts_say_how_to_go_on(capsys, image, tmp_path, monkeypatch):
     monkeypatch.setattr(shorthand, "check_recipe", broken_evaluate(KeyboardInterrupt()))
     out = tmp_path / "a b"
@@ -359,6 +436,40 @@ def test_evaluate_kinds_names_and_borders(capsys, tables, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "judged"),
+    [(17, 500, 0), (20, 500, 1), (977, 500, 1), (981, 500, 0), (500, 17, 0), (500, 977, 1), (500, 981, 0)],
+)
+def test_a_border_in_angstrom_begins_at_the_edge_of_the_image(x, y, judged, capsys, tmp_path):
+    # 2 Å are 20 px; the edges lie at -0.5 and 999.5.
+    table = _csv(tmp_path / "sites.csv", f"image,x_px,y_px,kind\na.tif,{x},{y},v\n")
+    border = ["--border", "2", "--size", "1000", "1000", "--pixel-size", "0.1"]
+    assert evaluated(capsys, table, table, "--tolerance", "0.5", *border)["tp"] == judged
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--kind", "Sii"], "Did you mean 'Si'"),
+        (["--kind", "Ge"], "Valid: Si"),
+        (["--border", "-5", "--size", "200", "100"], "border"),
+        (["--border", "nan", "--size", "200", "100"], "border"),
+        (["--border", "5", "--size", "-200", "100"], "at least 1"),
+        (["--border", "5", "--size", "200", "0"], "at least 1"),
+        (["--tolerance", "1e300"], "at most"),
+    ],
+)
+def test_evaluate_refuses_what_means_nothing(words, expected, capsys, tables):
+    assert expected in fails(capsys, "evaluate", *tables, "--tolerance", "6", *words)
+
+
+def test_pixel_sizes_that_are_no_numbers_are_named(capsys, tables):
+    pd.read_csv(tables[1]).assign(pixel_size_A=["0.2", "0.2 A", ""]).to_csv(tables[1], index=False)
+    error = fails(capsys, "evaluate", *tables, "--tolerance", "1")
+    assert "pixel_size_A holds '0.2 A'" in error
+    assert "without the unit" in error
+
+
 def test_nothing_found_is_null_not_nan(capsys, tables):
     pd.read_csv(tables[0]).iloc[:0].to_csv(tables[0], index=False)
     result = evaluated(capsys, *tables, "--tolerance", "6")
@@ -417,6 +528,21 @@ def test_find_makes_the_recipe_that_run_would_take():
     ):  # fmt: skip
         with pytest.raises(UserError, match=expected):
             shorthand.recipe_for(material, defects)
+
+
+def test_recipes_are_called_after_their_material(tmp_path):
+    for material, name in (("MoSe2", "mose2"), ("WSe2", "wse2"), ("graphene", "graphene-si")):
+        assert shorthand.recipe_for(material).name == name
+    crystal = _csv(tmp_path / "Gold.cif", "")
+    assert shorthand.recipe_for(str(crystal), ["Au-vacancy"]).name == "gold"
+    assert shorthand.recipe_for("MoSe2", changes=["name=mine"]).name == "mine"
+
+
+def test_find_refuses_a_defect_that_the_crystal_has_no_room_for(capsys, image, tmp_path):
+    out = tmp_path / "run"
+    words = ["--material", "MoS2", "--defect", "double-Mo-vacancy", "--out", out]
+    assert "vacancy-1Mo, vacancy-1S, vacancy-2S" in fails(capsys, "find", image, *words)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["wse2", "mos2", "graphene-si", "srtio3", "single-atoms"])
@@ -489,6 +615,108 @@ def test_translating_keeps_a_librarys_labels(capsys, tmp_path):
         "simulated-0000.tif",
         "simulated-0001.tif",
     ]
+
+
+@pytest.fixture
+def interrupted(monkeypatch) -> Iterator[None]:
+    """Ctrl-C comes when the second image is written."""
+    from micrographia.workflows import steps
+
+    written = []
+
+    def write(path: Path, *others: object) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_image(path, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "write_image", write)
+        yield
+
+
+def untrained_models(folder: Path) -> tuple[Path, Path]:
+    """A translator and a detector as they are before training, in files."""
+    from micrographia.detect.finder import DefectFinder, DetectConfig, _build
+    from micrographia.translate.cyclegan import TranslateConfig
+    from micrographia.translate.networks import CompactGenerator
+    from micrographia.translate.translator import Translator
+
+    translator = Translator(0.2, TranslateConfig(width=8, blocks=1))
+    translator.to_experiment, translator.to_simulation = (CompactGenerator(8, 1) for _ in range(2))
+    translator.save(folder / "translator.safetensors")
+    finder = DefectFinder(["vacancy-1Se"], [], 0.2, DetectConfig(width=8, levels=1, symmetries=False))
+    finder.networks = [_build(1, finder.config, 0)]
+    finder.save(folder / "detector.safetensors")
+    return folder / "translator.safetensors", folder / "detector.safetensors"
+
+
+@pytest.mark.parametrize("step", ["simulate", "translate"])
+def test_an_interrupt_leaves_no_half_folder(step, capsys, image, tmp_path, request):
+    words = ["simulate", "--n", "2", "--size-px", "64", "--noise-free"]
+    if step == "translate":
+        translator, _ = untrained_models(tmp_path)
+        (tmp_path / "again.tif").write_bytes(image.read_bytes())
+        words = ["translate", "apply", str(translator), str(image), str(tmp_path / "again.tif")]
+    words += ["--out", str(tmp_path / "out")]
+    before = sorted(tmp_path.iterdir())
+    request.getfixturevalue("interrupted")
+    assert main(words) == 130
+    assert "nothing was left half-written" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("value", ["7", "-0.1", "nan", "inf"])
+def test_a_threshold_is_a_confidence(value, capsys, image, tmp_path):
+    _, model = untrained_models(tmp_path)
+    out = tmp_path / "found"
+    error = fails(capsys, "detect", "apply", model, image, "--out", out, f"--threshold={value}")
+    assert "give 0 to 1" in error
+    assert not out.exists()
+
+
+def test_sites_are_not_searched_where_they_cannot_be_written(capsys, image, tmp_path, monkeypatch):
+    from micrographia.detect.finder import DefectFinder
+
+    _, model = untrained_models(tmp_path)
+    monkeypatch.setattr(DefectFinder, "candidates", None)
+    words = ["detect", "apply", model, image, "--out"]
+    assert "Not a directory" in fails(capsys, *words, image)
+    assert "Not a directory" in fails(capsys, *words, image / "found")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    Path("locked").mkdir(mode=0o555)
+    with as_nobody():
+        told = fails(capsys, "detect", "apply", model.name, image.name, "--out", "locked/found")
+    assert "locked/found: cannot be written (Permission denied)" in told
+
+
+def test_provenance_of_a_model(capsys, tmp_path):
+    from micrographia.detect.finder import DefectFinder
+
+    path = tmp_path / "detector.safetensors"
+    finder = DefectFinder(["vacancy-1Se"], ["column-W"], 0.2)
+    finder.recall = {"curve": list(range(100))}
+    finder.save(path)
+    assert main(["provenance", str(path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["software"].startswith("micrographia ")
+    assert told["model"] == "detector"
+    assert told["settings"]["kinds"] == ["vacancy-1Se"]
+    assert told["settings"]["config"]["steps"] == finder.config.steps
+    assert told["settings"]["recall"] == {"curve": "100 values"}
+    path.write_bytes(path.read_bytes()[:100])
+    assert "truncated" in fails(capsys, "provenance", path)
+
+
+def test_provenance_of_what_cannot_tell_any(capsys, tmp_path, tables):
+    notes = PngInfo()
+    notes.add_text("micrographia", "hello")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "foreign.png", pnginfo=notes)
+    assert "foreign.png: its note" in fails(capsys, "provenance", tmp_path / "foreign.png")
+    assert "is a folder" in fails(capsys, "provenance", tmp_path)
+    assert "tables do not tell" in fails(capsys, "provenance", tables[0])
+    assert "no such file" in fails(capsys, "provenance", tmp_path / "nowhere.csv")
 
 
 def test_inspect_names_an_unknown_material_once(capsys, image):

@@ -195,6 +195,16 @@ def test_the_low_pass_keeps_constants_and_takes_white_noise_down():
         ({"width": 12}, "multiples of 8"),
         ({"layout": "khan2023", "patch_px": 128}, "multiple of 256"),
         ({"hold": 1.5}, "translate.hold"),
+        ({"learning_rate": -1.0}, "translate.learning_rate"),
+        ({"learning_rate": float("nan")}, "translate.learning_rate"),
+        ({"beta1": 1.0}, "translate.beta1"),
+        ({"cycle": -1.0}, "translate.cycle"),
+        ({"identity": -1.0}, "translate.identity"),
+        ({"fourier": float("nan")}, "translate.fourier"),
+        ({"backward_noise": -0.1}, "translate.backward_noise"),
+        ({"pool": -1}, "translate.pool"),
+        ({"ema_decay": 1.0}, "translate.ema_decay"),
+        ({"patience": -1}, "translate.patience"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(change, named):

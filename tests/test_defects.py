@@ -185,6 +185,8 @@ def test_pair_defects_do_not_overlap(graphene):
     [
         ("vacancy-1S", "no S.*vacancy-1Se, vacancy-2Se, vacancy-1W"),
         ("vacancy-3Se", "no column"),
+        ("vacancy-2W", "no column of WSe2 has 2 atoms of W.*vacancy-1Se, vacancy-2Se, vacancy-1W"),
+        ("antisite-Se-2W", "no column of WSe2 has 2 atoms of W"),
         ("antisite-Mo-2Se", "substitution-Mo-2Se"),
         ("Si", "substitution-Si-1Se or substitution-Si-1W"),
         ("divacancy-C", "only graphene"),
@@ -201,6 +203,14 @@ def test_a_rare_alloy_element_may_be_absent_from_a_small_field():
     _, sites = introduce_defects(crystal, [DefectSpec("vacancy-1S", 0.5)], _rng())
     assert list(sites.columns) == ["x_A", "y_A", "kind"]
     assert len(sites) == 0
+
+
+def test_a_small_field_of_an_alloy_may_hold_less_than_others_do():
+    rare = build_crystal("WSe2", (40, 40), alloy={"Se": ("S", 0.02)}, rng=_rng())
+    for kind in ("vacancy-2S", "vacancy-2Se"):
+        introduce_defects(rare, [DefectSpec(kind, 0.5)], _rng())
+    with pytest.raises(UserError, match="no column"):
+        introduce_defects(rare, [DefectSpec("vacancy-2W", 0.5)], _rng())
 
 
 def test_amorphous_specimens_refuse_lattice_defects():

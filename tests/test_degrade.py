@@ -11,6 +11,7 @@ from micrographia.errors import UserError
 from micrographia.simulate.degrade import (
     LOG_SCALE,
     NAMES,
+    REACH_PX,
     Conditions,
     aberrated,
     degrade,
@@ -305,3 +306,16 @@ def test_aberrations_have_the_drawn_size_in_random_directions_on_top_of_the_nomi
         assert size == pytest.approx(drawn["astigmatism_A"][i])
         assert np.hypot(o.aberrations["C21a"], o.aberrations["C21b"]) == pytest.approx(drawn["coma_A"][i])
     assert len({round(o.aberrations["C21a"] / o.aberrations["C21b"], 6) for o in optics}) == 20
+
+
+def test_no_line_looks_beyond_what_is_rendered_around_an_image():
+    conditions = {name: np.zeros(3) for name in NAMES} | {
+        "counts_per_A2": np.full(3, 1e6),
+        "contamination_length_A": np.ones(3),
+        "speckle_length_A": np.ones(3),
+        "slow_jitter_A": np.array([0.1, 2.0, 6.0]),
+    }
+    _, displacement = degrade(torch.ones(3, 96, 96), conditions, 0.1, torch.Generator().manual_seed(0))
+    largest = displacement.abs().amax(dim=(1, 2))
+    assert largest[0] < REACH_PX - 1
+    assert largest[1:] == pytest.approx(REACH_PX, rel=1e-4)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,6 +18,8 @@ from micrographia.io import read_images, write_image
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.simulate.virtual import record
+from micrographia.workflows.recipe import built_in
+from micrographia.workflows.scale import Scaled, decide_scale, fine_enough, read_experiment
 
 TINY = [
     "library.images=16", "library.size_px=96", "fit.simulations=100", "fit.rounds=2", "fit.max_patches=8",
@@ -119,10 +122,48 @@ def test_evaluate_reads_what_a_run_wrote(run_folder, scans, capsys):
 
 
 def test_images_without_scale_or_lattice_are_refused(tmp_path, capsys):
-    import numpy as np
-
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(128, 128)).astype("float32"))
     words = ["run", "wse2", "--images", str(tmp_path / "noise.npy"), "--out", str(tmp_path / "out")]
     assert main(words) == 2
     assert "--pixel-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_blank_and_overview_images_are_left_out_by_name(scans, tmp_path):
+    good = read_images(next(scans.glob("*.tif")))[0]
+    write_image(tmp_path / "good.tif", good)
+    write_image(tmp_path / "blank.tif", good.with_data(np.full(good.shape, 3.0, np.float32), "blanked"))
+    write_image(tmp_path / "overview.tif", good.with_pixel_size(56.0, "file"))
+    said: list[str] = []
+    images, failures = read_experiment([tmp_path], 0.0, said.append)
+    assert [str(path) for path, _ in failures] == ["blank.tif"]
+    kept, coarse = fine_enough([Scaled(m, None, "") for m in images], 0.2, said.append)
+    assert [s.image.name for s in kept] == ["good.tif"]
+    assert [str(path) for path, _ in coarse] == ["overview.tif"]
+    assert any("blank.tif" in line for line in said)
+    assert any("too coarse" in line for line in said)
+
+
+def test_nothing_but_an_overview_is_refused_before_any_work(scans, tmp_path, capsys):
+    good = read_images(next(scans.glob("*.tif")))[0]
+    write_image(tmp_path / "overview.tif", good.with_pixel_size(56.0, "file"))
+    assert main(["run", "wse2", "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "too coarse" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_calibration_far_from_the_lattice_is_doubted(scans):
+    good = read_images(next(scans.glob("*.tif")))[0]
+    (scaled,) = decide_scale([good.with_pixel_size(0.5, "file")], built_in("wse2"))
+    assert scaled.doubtful
+    assert "--pixel-size" in scaled.why
+    (scaled,) = decide_scale([good], built_in("wse2"))
+    assert not scaled.doubtful
+
+
+def test_a_run_is_not_resumed_on_other_images(run_folder, scans, tmp_path, capsys):
+    good = read_images(next(scans.glob("*.tif")))[0]
+    write_image(tmp_path / "other.tif", good)
+    words = ["run", "wse2", "--images", str(tmp_path), "--out", str(run_folder), *SETTINGS, "--resume"]
+    assert main(words) == 2
+    assert "other images" in capsys.readouterr().err

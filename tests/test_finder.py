@@ -245,7 +245,22 @@ def test_images_without_scale_or_content_are_refused(trained):
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"width": 12}, {"radius_A": 0.0}, {"radius_A": float("nan")}, {"members": 0}]
+    "change",
+    [
+        {"steps": 0},
+        {"patch_px": 1},
+        {"width": 12},
+        {"levels": -1},
+        {"levels": 12},
+        {"radius_A": 0.0},
+        {"radius_A": float("nan")},
+        {"members": 0},
+        {"learning_rate": -1.0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"gain_jitter": -1.0},
+        {"noise_jitter": -0.1},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(change):
     with pytest.raises(UserError, match=f"detect.{next(iter(change))}"):

@@ -140,7 +140,19 @@ def test_images_without_one_common_pixel_size_are_refused(sizes):
         fit_conditions(images, Specimen(), Optics(), FitConfig(), 0)
 
 
-@pytest.mark.parametrize("change", [{"simulations": 10}, {"rounds": 0}, {"neighbours": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"simulations": 10},
+        {"rounds": 0},
+        {"neighbours": 0},
+        {"patch_px": 0},
+        {"max_patches": 0},
+        {"max_patches": 1},
+        {"widen": -1.0},
+        {"widen": float("nan")},
+    ],
+)
 def test_impossible_settings_are_refused(change):
-    with pytest.raises(UserError, match="fit:"):
+    with pytest.raises(UserError, match=f"fit.{next(iter(change))}"):
         FitConfig(**change)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -50,6 +51,16 @@ def lattice_image(
 def angle_error(found: float, true: float, kind: str) -> float:
     symmetry = SYMMETRY_DEG[kind]
     return abs((found - true + symmetry / 2) % symmetry - symmetry / 2)
+
+
+def test_a_doubt_about_the_files_pixel_size_is_a_warning(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, lattice_image().astype("f4"), imagej=True, resolution=(50, 40), metadata={"unit": "nm"}
+    )
+    (warning,) = inspect_image(read_images(path)[0]).warnings
+    assert warning == "pixels are not square: 0.2 Å along x, 0.25 Å along y; the mean is used"
+    assert inspect_image(read_images(path, pixel_size_A=0.2)[0]).warnings == ()
 
 
 # ---------------------------------------------------------------- known lattices

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
+import os
 
 import h5py
 import mrcfile
@@ -201,6 +203,14 @@ def test_print_resolution_is_no_calibration(tmp_path, picture, dots_per_cm, expe
     assert read_images(tmp_path / "a.tif")[0].pixel_size_A == (expected and pytest.approx(expected))
 
 
+@pytest.mark.parametrize(("per_unit", "unit", "expected"), [(72, "inch", None), (2.0, "\\u00B5m", 5000.0)])
+def test_imagej_writes_print_resolutions_too(tmp_path, picture, per_unit, unit, expected):
+    tifffile.imwrite(
+        tmp_path / "a.tif", picture, imagej=True, resolution=(per_unit, per_unit), metadata={"unit": unit}
+    )
+    assert read_images(tmp_path / "a.tif")[0].pixel_size_A == (expected and pytest.approx(expected))
+
+
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", ">f4", "<f8", "u1"])
 def test_number_types_keep_their_values(tmp_path, dtype):
     data = np.arange(40 * 50).reshape(40, 50).astype(dtype)
@@ -281,11 +291,14 @@ def test_the_user_knows_the_pixel_size_better(tmp_path, picture):
         (np.zeros(100), "1-D data"),
         (np.zeros((2, 2, 40, 40)), "4-D data"),
         (np.full((40, 40), np.nan), "1600 of 1600 pixels are NaN"),
+        (np.full((40, 40), 1e300), "values up to 1e\\+300 are too large for 32-bit floats"),
+        (np.array([[1e300, np.nan]] * 2), "4 of 4 pixels are NaN"),
         (np.zeros((40, 40), complex), "complex"),
         (np.array([{}]), "cannot be read"),
         (np.zeros((0, 40, 40)), "holds no image"),
     ],
 )
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_arrays_that_are_no_image(tmp_path, data, message):
     np.save(tmp_path / "a.npy", data, allow_pickle=True)
     with pytest.raises(UserError, match=message) as caught:
@@ -319,6 +332,40 @@ def test_truncated_tiff(tmp_path, picture):
         (tmp_path / "a.tif").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=r"a\.tif: "):
             read_images(tmp_path / "a.tif")
+
+
+def test_a_truncated_mrc_is_closed_again(tmp_path, picture):
+    path = tmp_path / "a.mrc"
+    with mrcfile.new(path) as file:
+        file.set_data(picture)
+    path.write_bytes(path.read_bytes()[:4000])
+    inode = path.stat().st_ino
+    gc.disable()  # A handle that only the collector closes may stay open for long.
+    try:
+        with pytest.raises(UserError, match=r"a\.mrc: "):
+            read_images(path)
+        assert not [number for number in range(256) if _inode(number) == inode]
+    finally:
+        gc.enable()
+
+
+def _inode(number: int) -> int | None:
+    """Which file this process has open under a number."""
+    try:
+        return os.fstat(number).st_ino
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("told", "history"),
+    [(None, ()), ("cropped", ("cropped",)), (["cropped", "binned"], ("cropped", "binned")), (3, ("3",))],
+)
+def test_a_history_that_somebody_wrote_by_hand(tmp_path, picture, told, history):
+    np.save(tmp_path / "a.npy", picture)
+    (tmp_path / "a.json").write_text(json.dumps({"pixel_size_A": 0.2, "history": told}))
+    (image,) = read_images(tmp_path / "a.npy")
+    assert (image.history, image.pixel_size_A) == (history, 0.2)
 
 
 # ---------------------------------------------------------------- folders

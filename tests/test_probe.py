@@ -115,7 +115,8 @@ def test_source_size_is_the_full_width_at_half_maximum():
         ({"aberrations": {"C31": 1}}, "Did you mean"),
         ({"aberrations": {"C10": 1}}, "defocus_A"),
         ({"aberrations": {"C12": 1}}, "C12a"),
-        ({"aberrations": {"C30": float("inf")}}, "finite"),
+        ({"aberrations": {"C30": float("inf")}}, "C30 = inf"),
+        ({"aberrations": {"C30": float("nan")}}, "C30 = nan"),
     ],
 )
 def test_impossible_optics_are_refused(settings_, message):

@@ -158,7 +158,18 @@ def test_a_value_is_not_a_section():
         ("tolerance_A=nan", "tolerance_A"),
         ("tolerance_A=inf", "tolerance_A"),
         ("tolerance_A=0", "tolerance_A"),
+        ("tolerance_A=1e300", "tolerance_A"),
         ("sampling_A=5", "sampling_A = 5.0"),
+        ("pixel_size_A=-1", "^pixel_size_A = -1.0: give 0 to"),
+        ("trust_lattice_percent=-5", "trust_lattice_percent"),
+        ("typical_spot_A=-1", "typical_spot_A"),
+        ("seed=-3", "seed = -3"),
+        ("seed=1000000000000000000000", "seed = 1000000000000000000000: give 0 to"),
+        ("fit.prior.source_size_A=[0, 100]", r"fit\.prior\.source_size_A = \(0.0, 100.0\).*0 to 50"),
+        ("fit.prior.defocus_A=[-2e5, 0]", r"fit\.prior\.defocus_A.*-100000"),
+        ("fit.prior.afterglow_px=[0, 1e12]", r"fit\.prior\.afterglow_px"),
+        ("optics.aberrations.C30=1e300", "C30"),
+        ("specimen.mean_strain=[0.6, 0, 0]", r"specimen\.mean_strain = \(0.6, 0.0, 0.0\)"),
         ("library.images=2", "library.images = 2"),
         ("library.size_px=10", "library.size_px = 10"),
         ("optics.aberrations.C99=1", "C99"),
@@ -186,8 +197,17 @@ def test_unknown_recipes_and_unreadable_files_are_explained(tmp_path):
     with pytest.raises(UserError, match=r"broken\.toml: not a readable TOML"):
         load_recipe(path)
     path.write_bytes(b'name = "\xff\xfe"')
-    with pytest.raises(UserError, match="not a readable TOML"):
+    with pytest.raises(UserError, match=r"broken\.toml: not a readable TOML.*save it as UTF-8"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_recipes_as_windows_saves_them(encoding, tmp_path):
+    recipe = load_recipe("wse2", ["seed=7", 'name="Å"'])
+    mark = "\ufeff" if encoding.startswith("utf-16") else ""
+    path = tmp_path / "recipe.toml"
+    path.write_bytes((mark + to_toml(recipe).replace("\n", "\r\n")).encode(encoding))
+    assert load_recipe(path) == recipe
 
 
 # ------------------------------------------------------------------------------------------------------ comparison

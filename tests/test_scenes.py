@@ -197,6 +197,12 @@ def test_impossible_concentrations_are_refused(value):
     "change",
     [
         {"strain": -0.1},
+        {"strain": 0.2},
+        {"mean_strain": (0.6, 0.0, 0.0)},
+        {"mean_strain": (0.0, float("nan"), 0.0)},
+        {"clustering": (0.0, 9.0)},
+        {"contrast": (-5.0, 5.0)},
+        {"atoms_per_nm2": (0.0, 100.0)},
         {"disorder_A": float("nan")},
         {"holes": 2.0},
         {"angle_deg": (30.0, 10.0)},
@@ -207,6 +213,11 @@ def test_impossible_concentrations_are_refused(value):
 def test_impossible_specimens_are_refused_by_name(change):
     with pytest.raises(UserError, match=f"specimen.*{next(iter(change))}"):
         Specimen(**change)
+
+
+def test_numbers_are_told_as_they_are_typed():
+    with pytest.raises(UserError, match=r"mean_strain = \(0\.6, 0\.0, 0\.0\)"):
+        Specimen(mean_strain=(np.float64(0.6), np.float64(0), np.float64(0)))
 
 
 def test_no_images_are_refused():

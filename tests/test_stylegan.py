@@ -238,3 +238,30 @@ def test_other_resolutions_are_refused(resolution: int) -> None:
     with pytest.raises(UserError, match="power of two"):
         StyleGenerator(resolution)
     assert resolution not in RESOLUTIONS
+
+
+def test_grain_is_white_of_its_strength_and_follows_the_brightness():
+    generator = StyleGenerator(32, latent=16, width=4, widest=16)
+    shapes = generator.noise_shapes()
+    assert shapes[-1] == (32, 32)
+    w = torch.randn(1, 16)
+    still = [torch.zeros(400, 1, *shape) for shape in shapes]
+    with torch.no_grad():
+        generator.grain.strength.fill_(2.0)
+        generator.grain.slope.fill_(0.5)
+        plain = generator.synthesise(w.expand(400, -1), still)
+        grainy = generator.synthesise(w.expand(400, -1), [*still[:-1], torch.randn(400, 1, *shapes[-1])])
+    spread = (grainy - plain).std(dim=0)
+    expected = 0.2 * (1 + 0.5 * plain[0])
+    assert float((spread / expected.abs()).mean()) == pytest.approx(1.0, abs=0.01)
+    noise = (grainy - plain)[:, 0]
+    assert abs(float((noise[:, :, 1:] * noise[:, :, :-1]).mean() / noise.square().mean())) < 0.01
+
+
+def test_without_noise_there_is_no_grain():
+    generator = StyleGenerator(32, latent=16, width=4, widest=16)
+    w = torch.randn(2, 16)
+    before = generator.synthesise(w)
+    with torch.no_grad():
+        generator.grain.strength.fill_(5.0)
+    assert torch.equal(generator.synthesise(w), before)

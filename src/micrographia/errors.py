@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,6 +14,21 @@ class UserError(Exception):
     The command line prints it as one line and exits with code 2. Everything else that
     escapes is a defect of ours and exits with code 1.
     """
+
+
+def check_ranges(where: str, settings: Any, **ranges: tuple[float, float]) -> None:
+    """Raise `UserError` if a field of `settings` lies outside its range (low, high); NaN lies outside all.
+
+    Parameters
+    ----------
+    where : str
+        What the settings are called in a recipe; "" for its top.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            told = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+            raise UserError(f"{where}.{name} = {value}: give {told}.".lstrip("."))
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

@@ -22,10 +22,14 @@ def find_files(paths: Iterable[str | Path], suffixes: Collection[str]) -> list[P
 
 def _expand(path: str, suffixes: Collection[str]) -> list[Path]:
     found = Path(path)
-    if found.is_dir() and found.suffix.lower() != ".zspy":
+    try:
+        is_folder, exists = found.is_dir(), found.exists()
+    except PermissionError:  # Whoever reads it says so, and goes on with the others.
+        return [found]
+    if is_folder and found.suffix.lower() != ".zspy":
         inside = [p for p in found.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "."]
         return sorted(inside, key=_natural)
-    if not found.exists() and any(sign in path for sign in "*?["):
+    if not exists and any(sign in path for sign in "*?["):
         return sorted(map(Path, glob.glob(path)), key=_natural)
     return [found]
 

@@ -6,6 +6,7 @@ Only :mod:`micrographia.io` uses this module. A reader may raise anything; io tu
 from __future__ import annotations
 
 import importlib
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -66,6 +67,8 @@ def _read_rsciio(path: Path) -> list[Signal]:
             failure = failure if not isinstance(failure, ValueError) else error
         except Exception as error:
             failure = error
+            # Readers leave files open in what they fail with, to be closed when that is let go.
+            traceback.clear_frames(error.__traceback__)
         else:
             return [_signal_from_rsciio(dictionary) for dictionary in dictionaries]
     raise failure

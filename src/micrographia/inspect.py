@@ -210,7 +210,9 @@ def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspec
     lattice = find_lattice(image)
     noise = float(np.sqrt(spectrum.noise_power()))
     limit = _information_limit(spectrum, lattice)
-    warnings: list[str] = []
+    # A file's own doubt about its pixel size; whoever gives another knows better.
+    doubt = micrograph.metadata.get("warning") if micrograph.pixel_size_source == "file" else None
+    warnings = [str(doubt)] if doubt else []
     facts: dict[str, Any] = dict.fromkeys(_LATTICE_FACTS)
     kind, confidence = "none", 0.0
     if lattice is not None:

@@ -105,11 +105,11 @@ def read_stored(path: str | Path, colours: bool = False) -> list[StoredImage]:
         The file cannot be read, holds no image, or none of this kind.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file.")
-    if path.is_dir() and path.suffix.lower() != ".zspy":
-        raise UserError(f"{path}: is a folder, not an image; read_folder reads folders.")
     with _damage_explained(path):
+        if not path.exists():
+            raise UserError(f"{path}: no such file.")
+        if path.is_dir() and path.suffix.lower() != ".zspy":
+            raise UserError(f"{path}: is a folder, not an image; read_folder reads folders.")
         signals = read_signals(path)
         images = [image for signal in signals for image in _images(signal, path, colours)]
     if not images:
@@ -125,6 +125,11 @@ def _damage_explained(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(
+            f"{path}: cannot be read: no permission to open {error.filename or path}; get access to it, "
+            "or a copy of your own."
+        ) from error
     except Exception as error:
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {_first_line(error)}); "
@@ -305,7 +310,6 @@ def _images(signal: Signal, path: Path, colours: bool) -> Iterator[StoredImage]:
         size = calibration_from_json(description, width) or size
     if size is None:
         size = _table_size_A(path)
-    history = tuple(map(str, description.get("history", ())))
     frames = [data] if data.ndim == (3 if signal.colour else 2) else data
     for k in range(len(frames)):
         frame = np.asarray(frames[k])
@@ -313,7 +317,13 @@ def _images(signal: Signal, path: Path, colours: bool) -> Iterator[StoredImage]:
             frame = _colours(frame, path)
         elif signal.colour:
             frame = _grey(frame, path)
-        yield StoredImage(frame, path.name, size, dict(metadata), history)
+        yield StoredImage(frame, path.name, size, dict(metadata), _history(description.get("history")))
+
+
+def _history(told: Any) -> tuple[str, ...]:
+    """What a description calls the history, which somebody may have written by hand: a list, one entry, null."""
+    entries = told if isinstance(told, list) else [] if told is None else [told]
+    return tuple(map(str, entries))
 
 
 def _why_no_image(signal: Signal) -> str:

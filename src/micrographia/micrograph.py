@@ -12,6 +12,8 @@ from micrographia.errors import UserError
 
 #: Pixel sizes outside this range (Å) cannot come from a working electron or force microscope.
 PIXEL_SIZE_RANGE_A = (1e-3, 1e7)
+#: Pixels are made smaller by this factor at most: larger ones show no atoms.
+COARSEST = 4.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,7 @@ class Micrograph:
                 f"{self.name}: expected one image [H, W] of at least 2 x 2 pixels, got shape {data.shape}; "
                 "choose one frame or channel."
             )
-        data = np.ascontiguousarray(data, dtype=np.float32)
-        bad = int(data.size - np.isfinite(data).sum())
-        if bad:
-            raise UserError(
-                f"{self.name}: {bad} of {data.size} pixels are NaN or infinite; "
-                "repair or crop them (for example numpy.nan_to_num) and try again."
-            )
-        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "data", _finite_float32(data, self.name))
         if self.pixel_size_A is not None:
             low, high = PIXEL_SIZE_RANGE_A
             if not low <= float(self.pixel_size_A) <= high:
@@ -83,15 +78,29 @@ class Micrograph:
         """Return a copy holding `data`, with `what` appended to the history."""
         return replace(self, data=data, history=(*self.history, what))
 
+    def check_sampling(self, pixel_size_A: float) -> float:
+        """Return the image's own pixel size; raise `UserError` if it cannot be resampled to `pixel_size_A`."""
+        if self.pixel_size_A is None:
+            raise UserError(f"{self.name}: the pixel size is unknown; give it with --pixel-size (in Å).")
+        if self.pixel_size_A > COARSEST * pixel_size_A:
+            raise UserError(
+                f"{self.name}: pixels of {self.pixel_size_A:.4g} Å are far too coarse for work at {pixel_size_A:.4g} Å per "
+                "pixel: an overview image or a wrong calibration. Leave it out, or give --pixel-size (in Å)."
+            )
+        return self.pixel_size_A
+
     def resampled(self, pixel_size_A: float) -> Micrograph:
         """Return the image at another sampling (Å per pixel), low-passed where it gets coarser.
 
         Pixel (0, 0) keeps its centre, so positions convert by the ratio of the pixel sizes alone:
         ``x_old = x_new * new_size / old_size``.
+
+        Raises
+        ------
+        UserError
+            The pixel size is unknown, or more than `COARSEST` times as large.
         """
-        if self.pixel_size_A is None:
-            raise UserError(f"{self.name}: the pixel size is unknown; give it with --pixel-size (in Å).")
-        ratio = pixel_size_A / self.pixel_size_A
+        ratio = pixel_size_A / self.check_sampling(pixel_size_A)
         if abs(ratio - 1) < 1e-9:
             return self
         data = self.data
@@ -103,6 +112,24 @@ class Micrograph:
         data = ndimage.map_coordinates(data, grid, order=3, mode="reflect").astype(np.float32)
         out = self.with_data(data, f"resampled from {self.pixel_size_A:.5g} to {pixel_size_A:.5g} Å/px")
         return replace(out, pixel_size_A=float(pixel_size_A))
+
+
+def _finite_float32(data: np.ndarray, name: str) -> np.ndarray:
+    """`data` as float32, C-contiguous; `UserError` about the image `name` if a pixel has no finite value."""
+    with np.errstate(over="ignore"):  # what becomes infinite is told below
+        narrow = np.ascontiguousarray(data, dtype=np.float32)
+    bad = int(narrow.size - np.isfinite(narrow).sum())
+    if bad and np.isfinite(data.astype(np.float64)).all():
+        raise UserError(
+            f"{name}: values up to {np.abs(data).max():.3g} are too large for 32-bit floats "
+            f"({np.finfo(np.float32).max:.2g} at most); scale the data down and try again."
+        )
+    if bad:
+        raise UserError(
+            f"{name}: {bad} of {narrow.size} pixels are NaN or infinite; "
+            "repair or crop them (for example numpy.nan_to_num) and try again."
+        )
+    return narrow
 
 
 def robust_scale(image: np.ndarray) -> tuple[np.ndarray, float, float]:

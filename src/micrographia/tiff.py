@@ -46,8 +46,7 @@ def _calibration(tif: Any) -> tuple[tuple[float | None, float | None], dict[str,
     per_unit = [_resolution(page, name) for name in ("YResolution", "XResolution")]
     if tif.is_imagej:
         told = tif.imagej_metadata or {}
-        size = tuple(length_A(1 / r if r else None, told.get("unit")) for r in per_unit)
-        return (size[0], size[1]), {}
+        return _unless_for_printing(per_unit, told.get("unit")), {}
     if tif.is_ome:
         from xml.etree import ElementTree
 
@@ -73,11 +72,13 @@ def _calibration(tif: Any) -> tuple[tuple[float | None, float | None], dict[str,
         scan = tif.fei_metadata.get("Scan", {})
         return (length_A(scan.get("PixelHeight"), "m"), length_A(scan.get("PixelWidth"), "m")), {}
     unit = {2: "inch", 3: "cm"}.get(int(page.resolutionunit or 1))
-    size = tuple(length_A(1 / r if r else None, unit) for r in per_unit)
-    # Coarser than 10 µm is a resolution for printing (72 or 300 dpi), not a calibration.
-    if not all(edge and edge < 1e5 for edge in size):
-        return (None, None), {}
-    return (size[0], size[1]), {}
+    return _unless_for_printing(per_unit, unit), {}
+
+
+def _unless_for_printing(per_unit: list[float | None], unit: Any) -> tuple[float | None, float | None]:
+    """Pixel size (y, x) of a resolution; coarser than 10 µm is for printing (72 or 300 dpi), no calibration."""
+    y, x = (length_A(1 / r if r else None, unit) for r in per_unit)
+    return (y, x) if y and x and max(y, x) < 1e5 else (None, None)
 
 
 def _vendor_calibration(path: Path) -> tuple[float | None, float | None]:

@@ -49,10 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         return _run(words)
-    except UserError as error:
-        if debug:
-            raise
-        return _complain(f"micrographia: error: {_one_line(error)}", 2)
     except KeyboardInterrupt:
         return _complain(_how_to_resume(words), 130)
     except BrokenPipeError:
@@ -62,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, UserError):
+            return _complain(f"micrographia: error: {_one_line(error)}", 2)
+        if isinstance(error, OSError) and error.filename:  # A locked folder, a full disk: not ours to mend.
+            told = f"{error.filename}: {error.strerror}; check the path, its permissions and the free space"
+            return _complain(f"micrographia: error: {told}.", 2)
         hint = "run it again with --debug to see where, and please report it"
         return _complain(
             f"micrographia: internal error: {type(error).__name__}: {_one_line(error)} ({hint})", 1

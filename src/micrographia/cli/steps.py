@@ -92,7 +92,10 @@ def add_commands(group: Any) -> None:
     add_images(apply)
     add_pixel_size(apply)
     apply.add_argument(
-        "--threshold", type=float, default=None, help="lowest raw confidence [chosen in training]"
+        "--threshold",
+        type=float,
+        default=None,
+        help="lowest raw confidence, 0 to 1 [adapted to these images]",
     )
     _add_out(apply, "folder for defects.csv and annotated pictures")
     add_device(apply)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from micrographia.detect.network import ResidualUNet, balanced_loss, class_weights
 from micrographia.detect.peaks import find_peaks
 from micrographia.detect.prevalence import adapt
-from micrographia.errors import UserError
+from micrographia.errors import UserError, check_ranges
 from micrographia.metrics.calibration import Calibration, fit_calibration
 from micrographia.metrics.domain import DomainReference
 from micrographia.metrics.matching import best_threshold, match_sites, precision_recall_curve
@@ -65,13 +66,23 @@ class DetectConfig:
     """Networks trained from different seeds; their spread is each site's uncertainty."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch_px", "width", "blocks", "members"):
-            if getattr(self, name) < 1:
-                raise UserError(f"detect.{name} = {getattr(self, name)}: give at least 1.")
+        check_ranges(
+            "detect",
+            self,
+            steps=(1, math.inf),
+            batch=(1, math.inf),
+            patch_px=(16, math.inf),
+            learning_rate=(1e-8, 1),
+            radius_A=(0.01, 5),
+            width=(8, math.inf),
+            levels=(0, 6),  # every level doubles the channels
+            blocks=(1, math.inf),
+            gain_jitter=(0, 2),
+            noise_jitter=(0, 10),
+            members=(1, math.inf),
+        )
         if self.width % 8:
             raise UserError(f"detect.width = {self.width}: give a multiple of 8.")
-        if not 0 < self.radius_A < 5:
-            raise UserError(f"detect.radius_A = {self.radius_A}: give a radius in Å between 0 and 5.")
 
 
 class DefectFinder:

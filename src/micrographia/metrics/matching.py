@@ -28,6 +28,8 @@ from scipy.spatial import cKDTree
 from micrographia.errors import UserError
 
 _COUNTS = ["tp", "fp", "fn"]
+#: Beyond every image; squares of distances and the separation of groups stay exact numbers.
+LARGEST_TOLERANCE = 1e9
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,11 @@ def match_sites(
 
 def _candidates(predicted, truth, tolerance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs within the tolerance: indices into both and their distance."""
-    if not tolerance > 0:
-        raise UserError(f"The matching tolerance must be greater than 0, got {tolerance}; give it in pixels.")
+    if not 0 < tolerance <= LARGEST_TOLERANCE:
+        raise UserError(
+            f"The matching tolerance must be greater than 0 and at most {LARGEST_TOLERANCE:g}, got {tolerance}; "
+            "give it in pixels."
+        )
     predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
     if not len(predicted) or not len(truth):
         empty = np.zeros(0, int)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -86,6 +87,42 @@ def save_tree(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
 def load_tree(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """Read what `save_tree` wrote; tensors come back on the CPU, bit for bit. Raises as `load_model`."""
     path = Path(path)
+    with _opened(path) as (file, text):
+        header = _read_header(path, text, kind)
+        # Cloned: the originals may be windows into the file, which a later save replaces.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return _restore_tensors(header["content"], tensors)
+
+
+def read_model_note(path: str | os.PathLike) -> dict[str, Any]:
+    """What a model file says about itself: its kind, the version that wrote it, its settings.
+
+    Of lists longer than 20 (curves, covariances) only the length is told, of tensors nothing. Raises as
+    `load_model`.
+    """
+    path = Path(path)
+    with _opened(path) as (_, text):
+        header = _read_header(path, text)
+    content = header["content"]
+    settings = content.get("config", {}) if isinstance(content, dict) else {}
+    return {
+        "software": f"micrographia {header.get('written_by', '(unknown)')}",
+        "model": header["kind"],
+        "settings": _brief(_restore_tensors(settings, defaultdict(lambda: None))),
+    }
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _brief(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_brief(v) for v in value] if len(value) <= 20 else f"{len(value)} values"
+    return value
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, str]]:
+    """Open a model file; yield it with the text of its header."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such model file; check the path.")
     try:
@@ -93,17 +130,14 @@ def load_tree(path: str | os.PathLike, kind: str) -> dict[str, Any]:
             metadata = file.metadata() or {}
             if _HEADER not in metadata:
                 raise UserError(f"{path}: not written by Micrographia; give a model file that it saved.")
-            header = _read_header(path, metadata[_HEADER], kind)
-            # Cloned: the originals may be windows into the file, which a later save replaces.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            yield file, metadata[_HEADER]
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: truncated, damaged or not a model file ({error}); copy or train it again."
         ) from error
-    return _restore_tensors(header["content"], tensors)
 
 
-def _read_header(path: Path, text: str, kind: str) -> dict[str, Any]:
+def _read_header(path: Path, text: str, kind: str | None = None) -> dict[str, Any]:
     try:
         header = json.loads(text)
         written, found = int(header["format"]), str(header["kind"])
@@ -114,7 +148,7 @@ def _read_header(path: Path, text: str, kind: str) -> dict[str, Any]:
             f"{path}: written in format {written} by micrographia {header.get('written_by', '(newer)')}, but "
             f"this version reads formats up to {FORMAT_VERSION}; update micrographia."
         )
-    if found != kind:
+    if kind is not None and found != kind:
         raise UserError(f"{path}: holds a '{found}', but a '{kind}' is needed here; give the other file.")
     return header
 
@@ -138,7 +172,7 @@ def _strip_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _restore_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _restore_tensors(value: Any, tensors: Mapping[str, Tensor | None]) -> Any:
     if isinstance(value, list):
         return [_restore_tensors(v, tensors) for v in value]
     if not isinstance(value, dict):

@@ -42,6 +42,8 @@ DICHALCOGENIDES = {
 }
 STRONTIUM_TITANATE_A = 3.905
 MATERIALS = (*DICHALCOGENIDES, "graphene", "SrTiO3", "single-atoms")
+#: Components of the strain stay below it.
+LARGEST_STRAIN = 0.5
 
 
 def _hexagonal(a: float) -> np.ndarray:
@@ -96,6 +98,7 @@ def _mix(atoms: Atoms, alloy: Mapping[str, tuple[str, float]], rng: np.random.Ge
         hosts = np.flatnonzero(atoms.numbers == atomic_numbers[host])
         atoms.numbers[hosts[rng.random(len(hosts)) < fraction]] = atomic_numbers[guest]
         atoms.info["elements"] = sorted({*present, guest})
+        atoms.info["mixed"] = sorted({*atoms.info.get("mixed", ()), host, guest})
 
 
 def check_field(field_A: tuple[float, float]) -> None:
@@ -157,8 +160,8 @@ def build_crystal(
     Returns
     -------
     ase.Atoms
-        With arrays ``column`` and ``sublattice`` (see the module's description), ``info["material"]`` and
-        ``info["elements"]``.
+        With arrays ``column`` and ``sublattice`` (see the module's description), ``info["material"]``,
+        ``info["elements"]`` and, in an alloy, ``info["mixed"]``, the elements that share sites.
 
     Raises
     ------
@@ -168,8 +171,11 @@ def build_crystal(
     check_field(field_A)
     if not (disorder_A >= 0 and margin_A >= 0):
         raise UserError(f"disorder_A ({disorder_A}) and margin_A ({margin_A}) must not be negative.")
-    if not (np.isfinite(angle_deg) and np.isfinite(strain).all() and np.abs(strain).max() < 0.5):
-        raise UserError(f"The rotation ({angle_deg}) must be finite and the strain {strain} below 0.5.")
+    if not (np.isfinite(angle_deg) and np.isfinite(strain).all() and np.abs(strain).max() < LARGEST_STRAIN):
+        told = tuple(float(component) for component in strain)
+        raise UserError(
+            f"The rotation ({angle_deg}) must be finite and the strain {told} below {LARGEST_STRAIN}."
+        )
     if thickness_A is not None and not 0 < thickness_A <= 5000:
         raise UserError(f"thickness_A must be between 0 and 5000 Å, got {thickness_A}.")
     random = rng if rng is not None else np.random.default_rng(0)

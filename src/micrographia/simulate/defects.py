@@ -151,14 +151,13 @@ def _check_offer(atoms: Atoms, kind: str, parsed: _Kind, columns: _Columns) -> N
             f"defect {kind}: {name} has no lattice columns; give an element to label its isolated atoms "
             f"({', '.join(elements)})."
         )
-    most = int(columns.size.max())
     offers = ", ".join(
         f"vacancy-{n}{e}" for e in elements for n in range(1, 1 + int(columns.holding(e).max()))
     )
     offer = f"{name} offers the elements {', '.join(elements)}, for example {offers}."
     if parsed.old and parsed.old not in elements:
         raise UserError(f"defect {kind}: {name} has no {parsed.old}. {offer}")
-    if parsed.n > most:
+    if parsed.old and parsed.n > _most(atoms, columns, parsed.old):
         raise UserError(f"defect {kind}: no column of {name} has {parsed.n} atoms of {parsed.old}. {offer}")
     if parsed.action == "antisite" and (parsed.new not in elements or parsed.new == parsed.old):
         raise UserError(
@@ -175,6 +174,13 @@ def _check_offer(atoms: Atoms, kind: str, parsed: _Kind, columns: _Columns) -> N
         )
     if parsed.action in graphene.PAIR_DEFECTS and not graphene.is_graphene(atoms):
         raise UserError(f"defect {kind}: only graphene has this defect. {offer}")
+
+
+def _most(atoms: Atoms, columns: _Columns, symbol: str) -> int:
+    """Return the most atoms of an element that a column of this crystal can hold."""
+    # In an alloy the columns of a small field need not hold what others do.
+    in_alloy = symbol in atoms.info.get("mixed", ())
+    return int((columns.size if in_alloy else columns.holding(symbol)).max())
 
 
 def _choose(xy: np.ndarray, spec: DefectSpec, taken: np.ndarray, rng: np.random.Generator) -> np.ndarray:

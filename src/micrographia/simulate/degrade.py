@@ -7,7 +7,7 @@ visits displaced positions, electrons are counted, the detector smears and adds 
     image  = gain_row * (afterglow * blur * counts) + read-out noise
 
 Everything works on batches ``[N, H, W]`` with one set of conditions per image. Signals are measured in units
-of the crystal's mean signal, so that conditions mean the same for every material. Displacements move labels:
+of the image's mean signal, so that conditions mean the same for every material. Displacements move labels:
 :func:`degrade` returns them and :func:`moved` applies them to positions.
 """
 
@@ -40,9 +40,9 @@ class Conditions:
     source_size_A: Range = (0.4, 1.6)
     """Full width at half maximum of the effective source, Å."""
     counts_per_A2: Range = (3.0, 3000.0)
-    """Detected electrons per Å² of bare crystal (drawn on a log scale)."""
+    """Detected electrons per Å² at the image's mean signal (drawn on a log scale)."""
     background: Range = (0.0, 1.0)
-    """Uniform signal under the crystal, in units of the crystal's mean signal."""
+    """Uniform signal under the crystal, in units of the image's mean signal."""
     readout: Range = (0.005, 0.5)
     """Standard deviation of the read-out noise per pixel, in units of the mean signal (log scale)."""
     blur_px: Range = (0.0, 1.2)
@@ -85,6 +85,8 @@ LOG_SCALE = frozenset(
     }
 )
 NAMES = tuple(f.name for f in fields(Conditions))
+#: As far as a scan line may look from its place; images need so much more around them.
+REACH_PX = 12
 
 
 def from_unit(unit: np.ndarray, ranges: Conditions) -> dict[str, np.ndarray]:
@@ -156,9 +158,10 @@ def degrade(
     Returns
     -------
     degraded : float32 ``[N, H, W]``
-        In units of the crystal's mean signal.
+        In units of each image's mean signal, a hole in the crystal included.
     displacement_px : float32 ``[N, H, 2]``
-        Where each scan line really looked: ``(dx, dy)`` in pixels, see :func:`moved`.
+        Where each scan line really looked: ``(dx, dy)`` in pixels, see :func:`moved`; at most `REACH_PX` away, the
+        whole image's displacement is reduced where it would be more.
     """
     n, height, width = images.shape
     c = {k: torch.as_tensor(v, dtype=torch.float32, device=images.device) for k, v in conditions.items()}
@@ -235,7 +238,9 @@ def _scan_displacement(
     # The slow axis moves in steps of whole lines: less high-frequency noise than the fast axis.
     fast[..., 1] *= 0.5
     jitter, drift = c["line_jitter_A"][:, None, None], c["slow_jitter_A"][:, None, None]
-    return (jitter * fast + drift * slow) / pixel_size_A
+    out = (jitter * fast + drift * slow) / pixel_size_A
+    # Farther lines would look beyond what is rendered, where no label is true.
+    return out * (REACH_PX / out.abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-9)).clamp(max=1.0)
 
 
 def sample_displaced(images: Tensor, displacement: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ the experiment's patches: training images are drawn from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from scipy.spatial.distance import cdist
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_predict
 
-from micrographia.errors import UserError
+from micrographia.errors import UserError, check_ranges
 from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
 from micrographia.micrograph import Micrograph
@@ -48,8 +49,16 @@ class FitConfig:
     experiment showed."""
 
     def __post_init__(self) -> None:
-        if self.simulations < 100 or self.rounds < 1 or self.neighbours < 1:
-            raise UserError("fit: simulations must be at least 100, rounds and neighbours at least 1.")
+        check_ranges(
+            "fit",
+            self,
+            simulations=(100, math.inf),
+            rounds=(1, math.inf),
+            patch_px=(16, math.inf),
+            max_patches=(2, math.inf),
+            neighbours=(1, math.inf),
+            widen=(0, 1),
+        )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ ABERRATIONS = tuple(
     for m in multiplicities
     for part in (("a", "b") if m else ("",))
 )
+#: A hundred metres.
+LARGEST_ABERRATION_A = 1e12
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class Optics:
                 raise UserError(
                     f"optics: unknown aberration '{name}'.{focus}{did_you_mean(name, ABERRATIONS)}"
                 )
-            if not np.isfinite(value):
-                raise UserError(f"optics: aberration {name} = {value} is not a finite length in Å.")
+            if not abs(value) <= LARGEST_ABERRATION_A:
+                raise UserError(
+                    f"optics: aberration {name} = {value} is not a length within {LARGEST_ABERRATION_A:g} Å."
+                )
 
 
 def pixel_pair(pixel_size_A: float | tuple[float, float]) -> tuple[float, float]:

@@ -20,10 +20,10 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
-from micrographia.errors import UserError
-from micrographia.simulate.crystals import build_crystal
+from micrographia.errors import UserError, check_ranges
+from micrographia.simulate.crystals import LARGEST_STRAIN, build_crystal
 from micrographia.simulate.defects import DefectSpec, introduce_defects
-from micrographia.simulate.degrade import aberrated, degrade, moved, sample_displaced
+from micrographia.simulate.degrade import REACH_PX, aberrated, degrade, moved, sample_displaced
 from micrographia.simulate.imaging import disc_maps, render_patches
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scattering import cross_section_A2
@@ -33,7 +33,7 @@ GROUP = 16
 #: From this many groups on, new processes earn back the seconds that it takes to start them.
 BULK = 192
 #: Rendered around every field and cut off again: room for scan displacement and the detector's response (px).
-MARGIN_PX = 12
+MARGIN_PX = REACH_PX
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,29 @@ class Specimen:
         for kind, value in self.defects.items():
             if not 0 < value <= 1:
                 raise UserError(
-                    f"specimen.defects: '{kind}' = {value}: give a fraction of sites between 0 and 1."
+                    f"specimen.defects: '{kind}' = {value}: give a fraction of sites above 0, at most 1; "
+                    "leave a kind out to have none."
                 )
-        if not (self.strain >= 0 and self.disorder_A >= 0):
-            raise UserError("specimen: strain and disorder_A must not be negative.")
-        if not 0 <= self.holes <= 1:
-            raise UserError(f"specimen.holes = {self.holes}: give a fraction of the images between 0 and 1.")
-        for name in ("atoms_per_nm2", "clustering", "angle_deg", "contrast"):
+        check_ranges("specimen", self, holes=(0, 1), strain=(0, LARGEST_STRAIN), disorder_A=(0, 5))
+        # Six standard deviations: beyond them lies none of the ten thousands of draws of a run.
+        reach = np.abs(self.mean_strain).max() + 6 * self.strain
+        if not reach < LARGEST_STRAIN:
+            mean = tuple(float(component) for component in self.mean_strain)
+            raise UserError(
+                f"specimen.mean_strain = {mean} with specimen.strain = {self.strain}: strains would reach "
+                f"{reach:.2f}; give values that stay below {LARGEST_STRAIN} (mean + 6 standard deviations)."
+            )
+        for name, least, most in (
+            ("atoms_per_nm2", 0, 10),
+            ("clustering", 0, 1),
+            ("angle_deg", -3600, 3600),
+            ("contrast", 0, 10),
+        ):
             low, high = getattr(self, name)
-            if not (np.isfinite([low, high]).all() and low <= high):
-                raise UserError(f"specimen.{name} = ({low}, {high}): give (low, high) with low <= high.")
+            if not least <= low <= high <= most:
+                raise UserError(
+                    f"specimen.{name} = ({low}, {high}): give (low, high) with {least} <= low <= high <= {most}."
+                )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ GROUP = 4
 _SLOPE = 0.2
 #: Strength of a layer's noise at the start. The paper starts from 0; micrographs are noisy, and learn it late then.
 _NOISE = 0.1
+#: Grain of strength 1, on images of -1 to 1; in these units the strength is learnt as fast as weights are.
+_GRAIN = 0.1
 #: Detail fainter than this is rounding rather than noise.
 _MOST_GAIN = 30.0
 #: Cells along an edge in which a layout is described, and groups of real images that are compared.
@@ -157,6 +159,22 @@ class ToImage(nn.Module):
         return self.conv(x, w) + self.bias
 
 
+class Grain(nn.Module):
+    """The detector's noise on the finished image: white, of a learnt strength that changes with the brightness.
+
+    Noise that enters the layers must pass rectifiers, and comes out stronger in one phase than in the other.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.strength = nn.Parameter(torch.full((channels, 1, 1), 0.3))
+        self.slope = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        return image + _GRAIN * self.strength * (1 + self.slope * image) * noise
+
+
 class StyleGenerator(nn.Module):
     """Codes to images.
 
@@ -200,6 +218,7 @@ class StyleGenerator(nn.Module):
             self.raising.append(StyledLayer(a, b, latent, size, up=True))
             self.refining.append(StyledLayer(b, b, latent, size, up=False))
             self.images.append(ToImage(b, channels, latent))
+        self.grain = Grain(channels, resolution)
         self.register_buffer("blur", _blur_kernel(4.0, channels), persistent=False)
 
     @property
@@ -208,17 +227,18 @@ class StyleGenerator(nn.Module):
         return 2 * len(self.raising) + 2
 
     def noise_shapes(self) -> list[tuple[int, int]]:
-        """Height and width of the noise of each layer."""
+        """Height and width of the noise of each layer, and of the image's grain."""
         layers: list[Any] = [
             self.first,
             *(layer for pair in zip(self.raising, self.refining, strict=True) for layer in pair),
+            self.grain,
         ]
         return [(layer.size, layer.size) for layer in layers]
 
     def forward(
         self, z: Tensor, labels: Tensor | None = None, noise: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Codes ``[N, latent]`` to images ``[N, C, H, W]``; noise fixed unless given (`noise_shapes`)."""
+        """Codes ``[N, latent]`` to images ``[N, C, H, W]``; without noise (`noise_shapes`) that of the layers is fixed, and no grain."""
         return self.synthesise(self.mapping(z, labels), noise)
 
     def truncated(self, w: Tensor, truncation: float) -> Tensor:
@@ -230,7 +250,7 @@ class StyleGenerator(nn.Module):
         if w.ndim == 2:
             w = w[:, None].expand(-1, self.style_count, -1)
         styles = w.unbind(dim=1)
-        noises = iter(noise if noise is not None else [None] * (self.style_count - 1))
+        noises = iter(noise if noise is not None else [None] * self.style_count)
         x = self.constant.expand(len(w), -1, -1, -1)
         x = self.first(x, styles[0], next(noises))
         image = self.first_image(x, styles[1]).float()
@@ -240,6 +260,9 @@ class StyleGenerator(nn.Module):
             x = raising(x, styles[2 * k + 1], next(noises))
             x = refining(x, styles[2 * k + 2], next(noises))
             image = _upsample(image, self.blur) + to_image(x, styles[2 * k + 3]).float()
+        grain = next(noises)
+        if grain is not None:
+            image = self.grain(image, grain.float())
         return _centre(image, self.shape_px)
 
 

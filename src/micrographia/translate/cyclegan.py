@@ -11,6 +11,7 @@ invisible patterns that F reads back, and the cycle constrains nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from micrographia.errors import UserError
+from micrographia.errors import UserError, check_ranges
 from micrographia.training.distributed import optimizer_step
 from micrographia.training.parallel import backward_side_by_side
 from micrographia.translate.networks import (
@@ -71,17 +72,32 @@ class TranslateConfig:
     """Stop after this many looks without improvement; 0 = never."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch_px", "width", "blocks", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"translate.{name} = {getattr(self, name)}: give at least 1.")
+        check_ranges(
+            "translate",
+            self,
+            steps=(1, math.inf),
+            batch=(1, math.inf),
+            patch_px=(16, math.inf),
+            learning_rate=(1e-8, 1),
+            beta1=(0, 0.999),
+            hold=(0, 1),
+            cycle=(0, 1000),
+            identity=(0, 1000),
+            fourier=(0, 1000),
+            backward_noise=(0, 10),
+            pool=(0, math.inf),
+            ema_decay=(0, 0.99999),
+            width=(1, math.inf),
+            blocks=(1, math.inf),
+            evaluate_every=(1, math.inf),
+            patience=(0, math.inf),
+        )
         if self.layout == "khan2023" and self.patch_px % 256:
             raise UserError(
                 f"translate.patch_px = {self.patch_px}: the layout khan2023 needs a multiple of 256."
             )
         if self.layout == "compact" and (self.patch_px % 8 or self.width % 8):
             raise UserError("translate: the compact layout needs patch_px and width to be multiples of 8.")
-        if not 0 <= self.hold <= 1:
-            raise UserError(f"translate.hold = {self.hold}: give a fraction between 0 and 1.")
 
 
 class ImagePool:

@@ -125,7 +125,8 @@ class ExploreRecipe:
     """Pixel size of all input images, Å; 0 = from the files, or the lattice of the material."""
     trust_lattice_percent: float = 2.0
     """A pixel size from a file that disagrees with the lattice by more than this is replaced by the
-    lattice's; 100 = never."""
+    lattice's; 100 = never. One that is off by a factor of 1.6 or more is kept, with a warning: the
+    lattice may be another one."""
     series: Literal["auto", "yes", "no"] = "auto"
     """Whether the images are frames of one movie, in order; auto: three or more of one size."""
     track_A: float = 0.6

@@ -23,7 +23,14 @@ from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.recipe import Recipe
 from micrographia.workflows.report import Report, figure_png
 from micrographia.workflows.runfolder import RunFolder, versions
-from micrographia.workflows.scale import Scaled, decide_scale, matched, read_experiment, scale_table
+from micrographia.workflows.scale import (
+    Scaled,
+    decide_scale,
+    fine_enough,
+    matched,
+    read_experiment,
+    scale_table,
+)
 from micrographia.workflows.stages import (
     LabelledSet,
     apply_stage,
@@ -32,6 +39,7 @@ from micrographia.workflows.stages import (
     fidelity_of,
     fit_stage,
     home_reference,
+    images_key,
     simulate_stage,
     translate_stage,
 )
@@ -91,8 +99,10 @@ def find_defects(
     set_threads()
     device = choose_device(recipe.device)
     micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
-    scaled = decide_scale(micrographs, recipe)
+    scaled, coarse = fine_enough(decide_scale(micrographs, recipe), recipe.sampling_A, say)
+    failures += coarse
     run = RunFolder(out, recipe, resume)
+    run.require_inputs({"images": images_key([s.image for s in scaled])})
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")
     for s in scaled:
         say(f"{s.image.name}: {s.image.pixel_size_A:.4g} Å per pixel, {s.why}")
@@ -101,7 +111,13 @@ def find_defects(
     say(f"simulated lattices are strained like the measured ones: xx yy xy = {strain} %")
     training = learn(run, [s.image for s in scaled], recipe, say)
     sites, candidates, threshold = training.finder.find_all([s.image for s in scaled], recipe.device)
-    metrics = judge(training, [s.image for s in scaled], recipe)
+    order = {s.image.name: float(s.image.pixel_size_A or np.nan) for s in scaled}
+    sites = sites.assign(pixel_size_A=sites["image"].map(order)).sort_values(
+        ["image", "confidence"], ascending=[True, False], ignore_index=True
+    )
+    write_sites(sites, run.path / "defects.csv")
+    write_sites(candidates, run.path / "candidates.csv")
+    metrics = judge(training, recipe)
     metrics |= {
         "sites": len(sites),
         "sites_by_kind": sites["kind"].value_counts().to_dict(),
@@ -112,12 +128,6 @@ def find_defects(
         "versions": versions(),
         "seed": recipe.seed,
     }
-    order = {s.image.name: float(s.image.pixel_size_A or np.nan) for s in scaled}
-    sites = sites.assign(pixel_size_A=sites["image"].map(order)).sort_values(
-        ["image", "confidence"], ascending=[True, False], ignore_index=True
-    )
-    write_sites(sites, run.path / "defects.csv")
-    write_sites(candidates, run.path / "candidates.csv")
     run.write_json("metrics.json", metrics)
     _annotate(run, scaled, sites, recipe)
     write_report(run, scaled, sites, training, metrics, recipe)
@@ -144,9 +154,9 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     return Training(experiment, fitted, clean, sets, finder, histories)
 
 
-def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> dict[str, Any]:
+def judge(training: Training, recipe: Recipe) -> dict[str, Any]:
     """Measure realism, label fidelity, calibration and whether the images are like those trained on."""
-    patch = usable_patch(training.experiment, 96)
+    patch = _compared_px(training, recipe)
     real = cut_patches(training.experiment, patch, 300)
     sets = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
     distances = {}
@@ -155,7 +165,9 @@ def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> d
         if min(len(real), len(other)) >= 8:
             distances[name] = compare_sets(real, other, recipe.sampling_A, seed=recipe.seed)
     domain = domain_reference(list(training.sets.values()), recipe)
-    domains = {m.name: asdict(domain.distance(m)) for m in training.experiment if min(m.shape) >= 64}
+    domains = {}
+    if domain is not None:
+        domains = {m.name: asdict(domain.distance(m)) for m in training.experiment if min(m.shape) >= 64}
     fidelity = {}
     if "translated" in training.sets:
         before, after = training.sets["simulated"], training.sets["translated"]
@@ -181,6 +193,11 @@ def judge(training: Training, images: Sequence[Micrograph], recipe: Recipe) -> d
             "frechet_noise_floor": training.fitted.noise_floor,
         },
     }
+
+
+def _compared_px(training: Training, recipe: Recipe) -> int:
+    """Edge of the patches in which training images and experiment are compared: no larger than the fit could use."""
+    return usable_patch(training.experiment, min(96, recipe.fit.patch_px))
 
 
 def _annotate(run: RunFolder, scaled: Sequence[Scaled], sites: pd.DataFrame, recipe: Recipe) -> None:
@@ -222,9 +239,15 @@ def write_report(
             f"{len(outside)} of {len(scaled)} images are unlike the images the detector was trained on: "
             f"{', '.join(outside[:5])}. Do not trust what was found in them without a look."
         )
-    for s in list(scaled)[:: -(-len(scaled) // SHOWN)]:
+    if not metrics["domain_distance"]:
+        found.text(
+            "Whether these images are like those trained on is not known: too few or too small images."
+        )
+    for i, s in list(enumerate(scaled))[:: -(-len(scaled) // SHOWN)]:
         own = sites[sites["image"] == s.image.name]
-        found.figure(f"found-{_slug(s.image.name)}", figures.detections_figure(s.image, own), s.image.name)
+        found.figure(
+            f"found-{i}-{_slug(s.image.name)}", figures.detections_figure(s.image, own), s.image.name
+        )
     counts = sites.groupby(["image", "kind"]).size().rename("sites").reset_index()
     told = f"Sites by image and kind{f': the first {LISTED}, all are in defects.csv' if len(counts) > LISTED else ''}"
     found.table(counts.head(LISTED), told)
@@ -239,7 +262,7 @@ def write_report(
     real.figure(
         "comparison", figures.comparison_sheet(rows, recipe.sampling_A), "Images and their power spectra"
     )
-    patch = usable_patch(training.experiment, 96)
+    patch = _compared_px(training, recipe)
     stacks = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
     stacks["experiment"] = cut_patches(training.experiment, patch, 200)
     real.figure("histograms", figures.histogram_figure(stacks), "Intensity histograms")
@@ -278,10 +301,18 @@ def write_report(
 
     looked = report.section("The images")
     looked.table(scale_table(scaled[:LISTED]), "Scale, lattice, resolution")
-    for s in list(scaled)[:2]:
+    doubtful = [s.image.name for s in scaled if s.doubtful]
+    if doubtful:
+        looked.warning(
+            f"The pixel size of {', '.join(doubtful[:5])}{' and others' if len(doubtful) > 5 else ''} is far from what the "
+            "lattice says (below). If the file is wrong, nothing here is right: run again with --pixel-size."
+        )
+    for i, s in enumerate(scaled[:2]):
         if s.inspection is not None:
             looked.figure(
-                f"inspection-{_slug(s.image.name)}", inspection_figure(s.image, s.inspection), s.image.name
+                f"inspection-{i}-{_slug(s.image.name)}",
+                inspection_figure(s.image, s.inspection),
+                s.image.name,
             )
     report.write(run.path / "report.html")
 

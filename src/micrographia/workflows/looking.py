@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from micrographia.errors import UserError
+from micrographia.errors import UserError, did_you_mean
 from micrographia.inspect import Inspection, check_material, inspect_image
 from micrographia.io import atomic_path, read_folder, read_provenance
 from micrographia.library import ImageLibrary
 from micrographia.metrics.matching import score_sites
 from micrographia.micrograph import Micrograph
+from micrographia.signals import told_json
 from micrographia.workflows.report import figure_png
 
 
@@ -52,8 +52,11 @@ def evaluate_sites(
     Raises
     ------
     UserError
-        A pixel size is missing for some image, or a border without the images' size.
+        A pixel size is missing for some image or no number, a border is negative or without the images' size,
+        or a kind to judge is in neither table.
     """
+    if not 0 <= border < np.inf:
+        raise UserError(f"The border ({border}) must be a finite width, 0 or more.")
     if border > 0 and shape is None:
         raise UserError("A border needs the size of the images: give --size WIDTH HEIGHT (pixels).")
     warnings: list[str] = []
@@ -67,6 +70,10 @@ def evaluate_sites(
     ):
         ignore_kind = True
         warnings.append("one of the tables names no kinds, so kinds are ignored")
+    present = sorted({*truth["kind"], *predicted["kind"]} - {""})
+    if unknown := sorted(set(kinds) - set(present)):
+        there = did_you_mean(unknown[0], present) if present else " They name no kinds; leave --kind away."
+        raise UserError(f"Neither table has sites of kind '{unknown[0]}'.{there}")
     predicted, told = _same_names(predicted, truth)
     warnings += told
     both_kinds = set(truth["kind"]) & set(predicted["kind"])
@@ -106,11 +113,15 @@ def evaluate_sites(
 
 
 def _scaled(table: pd.DataFrame, scale: dict[str, float]) -> pd.DataFrame:
-    """Positions in Å where the pixel sizes are known, so that images of different scale are judged alike."""
+    """Positions in Å where the pixel sizes are known, so that images of different scale are judged alike.
+
+    As those in pixels, they begin half a pixel (here half an Å) before zero, where `score_sites` expects the
+    edge of an image.
+    """
     if not scale:
         return table
     factor = table["image"].map(scale).astype(float)
-    return table.assign(x_px=table["x_px"] * factor, y_px=table["y_px"] * factor)
+    return table.assign(x_px=(table["x_px"] + 0.5) * factor - 0.5, y_px=(table["y_px"] + 0.5) * factor - 0.5)
 
 
 def _images(*tables: pd.DataFrame) -> list[str]:
@@ -140,13 +151,24 @@ def _pixel_sizes(predicted: pd.DataFrame, truth: pd.DataFrame, default: float | 
     known: dict[str, float] = {} if default is None else dict.fromkeys(images, default)
     for table in (predicted, truth):
         if "pixel_size_A" in table:
-            known |= table.dropna(subset="pixel_size_A").groupby("image")["pixel_size_A"].first().to_dict()
+            own = table.assign(pixel_size_A=_numbers(table["pixel_size_A"])).dropna(subset="pixel_size_A")
+            known |= own.groupby("image")["pixel_size_A"].first().to_dict()
     missing = [name for name in images if name not in known]
     if known and missing:
         raise UserError(f"The pixel size of {missing[0]} is missing; give --pixel-size or fill the column.")
-    if bad := [name for name, size in known.items() if not 0 < float(size) < np.inf]:
+    if bad := [name for name, size in known.items() if not 0 < size < np.inf]:
         raise UserError(f"The pixel size of {bad[0]} ({known[bad[0]]}) is not a positive number of Å.")
-    return {name: float(size) for name, size in known.items()}
+    return known
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    text = column[column.notna() & numbers.isna()]
+    if len(text):
+        raise UserError(
+            f"The column pixel_size_A holds '{text.iloc[0]}'; give numbers of Å, without the unit."
+        )
+    return numbers
 
 
 def _defined(value: float) -> float | None:
@@ -239,21 +261,46 @@ def _inspection_text(micrograph: Micrograph, found: Inspection) -> str:
 
 
 def provenance(path: str | Path) -> dict[str, Any] | None:
-    """How a file was made, if micrographia made it: an image, a figure of a report, or a library."""
+    """How a file was made, if micrographia made it: an image, a movie, a figure, a library or a model.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or is of a kind that says nothing about its making.
+    """
     path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise UserError(f"{path}: no such file.")
     if (path / "zarr.json").is_file():
         return {"library": str(path), **ImageLibrary.open(path).metadata}
-    if path.suffix.lower() == ".png" and path.is_file():
-        from PIL import Image
+    if path.is_dir() and suffix != ".zspy":
+        raise UserError(f"{path}: is a folder, not a library; give one of the files in it.")
+    if suffix in (".csv", ".parquet"):
+        raise UserError(
+            f"{path}: tables do not tell how they were made; give an image, a model or a library."
+        )
+    if suffix == ".safetensors":
+        from micrographia.nets.weights import read_model_note
 
-        try:
-            with Image.open(path) as image:
-                told = getattr(image, "text", {}).get("micrographia")
-        except OSError as error:
-            raise UserError(f"{path}: not a readable PNG file ({error}).") from error
-        if told is None:
-            return None
-        values = json.loads(told)
-        # Images written by write_image keep their making inside their metadata; figures are nothing but made.
-        return values if "generator" in values else values.get("metadata", {}).get("micrographia")
-    return read_provenance(path)
+        return read_model_note(path)
+    return _png_note(path) if suffix == ".png" else read_provenance(path)
+
+
+def _png_note(path: Path) -> dict[str, Any] | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            told = getattr(image, "text", {}).get("micrographia")
+    except OSError as error:
+        raise UserError(f"{path}: not a readable PNG file ({error}).") from error
+    if told is None:
+        return None
+    values = told_json(told)
+    if not values:
+        raise UserError(f"{path}: its note 'micrographia' is damaged or not ours; give the original file.")
+    # Images written by write_image keep their making inside their metadata; figures are nothing but made.
+    metadata = values.get("metadata")
+    made = metadata.get("micrographia") if isinstance(metadata, dict) else None
+    return values if "generator" in values else made

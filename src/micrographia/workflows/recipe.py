@@ -7,6 +7,7 @@ comes last.
 from __future__ import annotations
 
 import ast
+import codecs
 import functools
 import inspect
 import itertools
@@ -16,18 +17,23 @@ import textwrap
 import tomllib
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from micrographia.detect.finder import DetectConfig
-from micrographia.errors import UserError, did_you_mean
+from micrographia.errors import UserError, check_ranges, did_you_mean
+from micrographia.simulate.degrade import NAMES as CONDITIONS
+from micrographia.simulate.degrade import Conditions
 from micrographia.simulate.fit import FitConfig
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.translate.cyclegan import TranslateConfig
 from micrographia.workflows.explore_recipe import ExploreRecipe
 from micrographia.workflows.synthesize_recipe import SynthesizeRecipe
+
+#: Beyond this, imaging conditions mean nothing, and images overflow.
+LARGEST_CONDITION = 1e6
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,7 @@ class LibraryConfig:
     both."""
 
     def __post_init__(self) -> None:
-        if self.images < 8:
-            raise UserError(f"library.images = {self.images}: give at least 8.")
-        if not 64 <= self.size_px <= 4096:
-            raise UserError(f"library.size_px = {self.size_px}: give 64 to 4096.")
+        check_ranges("library", self, images=(8, math.inf), size_px=(64, 4096))
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Recipe:
     replaced by the lattice."""
     trust_lattice_percent: float = 2.0
     """A pixel size from a file that disagrees with the lattice by more than this is replaced by the
-    lattice's; 100 = never."""
+    lattice's; 100 = never. One that is off by a factor of 1.6 or more is kept, with a warning: the
+    lattice may be another one."""
     typical_spot_A: float = 0.0
     """Width (FWHM) assumed for the spots of isolated atoms to scale images of unknown pixel size, Å;
     0 = do not assume."""
@@ -88,12 +92,32 @@ class Recipe:
     """The detector."""
 
     def __post_init__(self) -> None:
-        if not 0.02 <= self.sampling_A <= 2:
-            raise UserError(f"sampling_A = {self.sampling_A}: give 0.02 to 2 Å per pixel.")
-        if self.pixel_size_A < 0 or self.tolerance_A <= 0 or self.seed < 0 or self.typical_spot_A < 0:
-            raise UserError(
-                "pixel_size_A, seed and typical_spot_A must not be negative; tolerance_A must be positive."
-            )
+        check_ranges(
+            "",
+            self,
+            seed=(0, 1e18),  # PyTorch's generators take 64 bits
+            sampling_A=(0.02, 2),
+            pixel_size_A=(0, 1e6),
+            trust_lattice_percent=(0, 1000),
+            typical_spot_A=(0, 100),
+            tolerance_A=(0.001, 100),
+        )
+        _check_prior(self.fit.prior, self.optics)
+
+
+def _check_prior(prior: Conditions, optics: Optics) -> None:
+    """Make sure that images can be made at both ends of every range, before hours are spent on others."""
+    for name in CONDITIONS:
+        ends = getattr(prior, name)
+        if max(map(abs, ends)) > LARGEST_CONDITION:
+            raise UserError(f"fit.prior.{name} = {ends}: give ends within {LARGEST_CONDITION:g}.")
+    for name, nominal in (("defocus_A", optics.defocus_A), ("source_size_A", 0.0)):
+        ends = getattr(prior, name)
+        try:
+            for end in ends:
+                replace(optics, **{name: nominal + end})
+        except UserError as error:
+            raise UserError(f"fit.prior.{name} = {ends}: {error}") from error
 
 
 #: What each built-in recipe changes. Optics are nominal; fitted conditions vary about them.
@@ -212,12 +236,22 @@ def load_recipe(name_or_path: str | Path, changes: list[str] | tuple[str, ...] =
             hint = did_you_mean(str(name_or_path), BUILT_IN)
             raise UserError(f"{name_or_path}: neither a recipe file nor a built-in recipe.{hint}")
         try:
-            values = tomllib.loads(path.read_text("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            values = tomllib.loads(_text(path))
+        except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path}: not a readable TOML file ({error}).") from error
     for change in changes:
         _apply_change(values, change)
     return _of_journey(values)
+
+
+def _text(path: Path) -> str:
+    """A text file in UTF-8, or in the UTF-16 with a mark that PowerShell's ``>`` writes."""
+    raw = path.read_bytes()
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return raw.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a readable TOML file: not in UTF-8; save it as UTF-8.") from error
 
 
 def _copied(values: dict) -> dict:

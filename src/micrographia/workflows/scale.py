@@ -30,16 +30,59 @@ class Scaled:
     image: Micrograph
     inspection: Inspection | None
     why: str
+    doubtful: bool = False
+    """The lattice speaks for a calibration that is off by a large factor."""
 
 
 def read_experiment(
     paths: Sequence[Path | str], pixel_size_A: float, say: Callable[[str], None]
 ) -> tuple[list[Micrograph], list[tuple[Path, str]]]:
-    """Read the images of a run, telling which files are left out and why; both are returned."""
+    """Read the images of a run, telling which are left out and why; both are returned.
+
+    Raises
+    ------
+    UserError
+        Nothing is left.
+    """
     images, failures = read_folder(paths, pixel_size_A or None)
+    blank = [image for image in images if not np.ptp(image.data)]
+    failures += [
+        (Path(image.name), "all pixels are alike: the beam was blanked, or nothing recorded")
+        for image in blank
+    ]
     for path, reason in failures:
-        say(f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}")
-    return images, failures
+        say(_left_out(path, reason))
+    if len(blank) == len(images):
+        raise UserError(f"No image shows anything: {_left_out(*failures[-1])}.")
+    return [image for image in images if np.ptp(image.data)], failures
+
+
+def fine_enough(
+    scaled: Sequence[Scaled], sampling_A: float, say: Callable[[str], None]
+) -> tuple[list[Scaled], list[tuple[Path, str]]]:
+    """Leave out images whose pixels are too coarse to be resampled to `sampling_A`, as overviews among the others.
+
+    Raises
+    ------
+    UserError
+        Nothing is left.
+    """
+    kept, failures = [], []
+    for s in scaled:
+        try:
+            s.image.check_sampling(sampling_A)
+            kept.append(s)
+        except UserError as error:
+            failures.append((Path(s.image.name), str(error)))
+    if not kept:
+        raise UserError(failures[0][1])
+    for path, reason in failures:
+        say(_left_out(path, reason))
+    return kept, failures
+
+
+def _left_out(path: Path, reason: str) -> str:
+    return f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}"
 
 
 def decide_scale(images: Sequence[Micrograph], recipe: Recipe | ExploreRecipe) -> list[Scaled]:
@@ -66,6 +109,7 @@ def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | N
         told = f", though the lattice says {from_lattice:.4g} Å" if from_lattice else ""
         return Scaled(image, inspection, f"given by the user{told}")
     known = image.pixel_size_A
+    noted = f" ({image.metadata['warning']})" if image.metadata.get("warning") else ""
     if known is not None and from_lattice is not None:
         percent = 100 * (known / from_lattice - 1)
         plausible = 1 / PLAUSIBLE_RATIO < known / from_lattice < PLAUSIBLE_RATIO
@@ -73,17 +117,27 @@ def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | N
         if plausible and abs(percent) > max(recipe.trust_lattice_percent, doubt):
             why = f"from the lattice; the file says {known:.4g} Å, {percent:+.1f} %"
             return Scaled(image.with_pixel_size(from_lattice, "lattice"), inspection, why)
-        return Scaled(
-            image, inspection, f"from the file; the lattice says {from_lattice:.4g} Å, {percent:+.1f} %"
-        )
+        if not plausible:
+            why = (
+                f"from the file{noted}, BUT a lattice of {material} would make it {from_lattice:.4g} Å ({known / from_lattice:.2g} "
+                "times): check the calibration, and give --pixel-size (in Å) if it is wrong"
+            )
+            return Scaled(image, inspection, why, doubtful=True)
+        why = f"from the file{noted}; the lattice says {from_lattice:.4g} Å, {percent:+.1f} %"
+        return Scaled(image, inspection, why)
     if known is not None:
-        return Scaled(image, inspection, "from the file; no lattice to check it against")
+        return Scaled(image, inspection, f"from the file{noted}; no lattice to check it against")
     if from_lattice is not None:
         return Scaled(
             image.with_pixel_size(from_lattice, "lattice"), inspection, "from the lattice; the file has none"
         )
     if isinstance(recipe, Recipe) and recipe.typical_spot_A:
-        width_px = spot_scale(image.data)
+        try:
+            width_px = spot_scale(image.data)
+        except UserError as error:
+            raise UserError(
+                f"{image.name}: the file has no pixel size, and it cannot be guessed ({error}) Give it with --pixel-size (in Å)."
+            ) from None
         if width_px:
             why = f"assumed: spots of {width_px:.1f} px are taken to be {recipe.typical_spot_A} Å wide"
             return Scaled(image.with_pixel_size(recipe.typical_spot_A / width_px, "assumed"), inspection, why)

@@ -29,7 +29,9 @@ _WORDS = re.compile(
 
 
 def recipe_for(material: str, defects: Sequence[str] = (), changes: Sequence[str] = ()) -> Recipe:
-    """Return the recipe to find some kinds of defects in a material.
+    """Return the recipe to find some kinds of defects in a material, called after the material.
+
+    A material that has a built-in recipe leaves it its name.
 
     Parameters
     ----------
@@ -69,7 +71,9 @@ def recipe_for(material: str, defects: Sequence[str] = (), changes: Sequence[str
         first = [f"specimen.defects={_table({f'vacancy-{n}{chalcogen}': CONCENTRATION for n in (1, 2)})}"]
     else:
         raise UserError(f"{material}: say what to find, for example --defect vacancy-1O.")
-    return load_recipe(name, [f"specimen.material={json.dumps(material)}", *first, *changes])
+    called = name if material in RECIPES else Path(material).stem.lower()
+    ours = [f"name={json.dumps(called)}", f"specimen.material={json.dumps(material)}"]
+    return load_recipe(name, [*ours, *first, *changes])
 
 
 def defect_kind(name: str, material: str = "") -> str:

@@ -306,10 +306,12 @@ def sublattice(kind: str) -> str:
     return kind.removeprefix("vacancy-").lstrip("0123456789") if kind.startswith("vacancy-") else ""
 
 
-def domain_reference(sets: Sequence[LabelledSet], recipe: Recipe) -> DomainReference:
-    """Learn what the detector was trained on, to tell whether an image is like it."""
+def domain_reference(sets: Sequence[LabelledSet], recipe: Recipe) -> DomainReference | None:
+    """Learn what the detector was trained on, to tell whether an image is like it; None from too few or too small."""
     images = np.concatenate([s.images for s in sets])
     patch = min(64, images.shape[-1])
+    if len(images) < LEAST_IMAGES or patch < LEAST_PATCH_PX:
+        return None
     return DomainReference.fit(images, recipe.sampling_A, patch_px=patch, max_patches=1500, seed=recipe.seed)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
 from micrographia.errors import UserError
-from micrographia.io import atomic_path, read_folder, write_image
+from micrographia.io import atomic_path, write_image
 from micrographia.library import ImageLibrary
 from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainReference
 from micrographia.micrograph import Micrograph
@@ -23,6 +26,7 @@ from micrographia.training.device import choose_device, set_threads
 from micrographia.translate.translator import Translator
 from micrographia.workflows.recipe import Recipe, to_dict
 from micrographia.workflows.report import figure_png
+from micrographia.workflows.scale import read_experiment
 from micrographia.workflows.stages import interleave, load_set, store_library
 
 Say = Callable[[str], None]
@@ -61,7 +65,7 @@ def fit_translator(
     choose_device(recipe.device)
     labelled = ImageLibrary.open(library)
     config = recipe.translate
-    real = [m.resampled(labelled.pixel_size_A) for m in _read(images, pixel_size_A, say)]
+    real = [m.resampled(labelled.pixel_size_A) for m in read_experiment(images, pixel_size_A or 0.0, say)[0]]
     large = [min(m.shape) for m in real if min(m.shape) >= config.patch_px]
     edge = min([2 * config.patch_px, *large]) if large else config.patch_px
     translator = Translator(labelled.pixel_size_A, config)
@@ -96,12 +100,13 @@ def apply_translator(
             for i, image in enumerate(translated):
                 copy.write(i, image, labels[i], sites[sites["image"] == str(i)])
         return
-    for micrograph in _read(inputs, pixel_size_A, say):
-        at_work = micrograph.resampled(translator.pixel_size_A)
-        data = translator.apply(at_work.data[None], 0, device, reverse)[0]
-        name = _file_name(micrograph.name).removesuffix(".tif")
-        write_image(out / f"{name}.tif", at_work.with_data(data, f"translated by {model}"), about)
-        say(f"{name}.tif")
+    with _new_folder(out) as folder:
+        for micrograph in read_experiment(inputs, pixel_size_A or 0.0, say)[0]:
+            at_work = micrograph.resampled(translator.pixel_size_A)
+            data = translator.apply(at_work.data[None], 0, device, reverse)[0]
+            name = _file_name(micrograph.name).removesuffix(".tif")
+            write_image(folder / f"{name}.tif", at_work.with_data(data, f"translated by {model}"), about)
+            say(f"{name}.tif")
 
 
 def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[str, float]:
@@ -144,14 +149,14 @@ def apply_detector(
 
     Without a `threshold`, confidence and threshold are adapted to all images together.
     """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"The threshold ({threshold}) is a confidence; give 0 to 1.")
     set_threads()
     finder = DefectFinder.load(model)
-    micrographs = _read(images, pixel_size_A, say)
+    _must_be_writable(out)
+    micrographs = read_experiment(images, pixel_size_A or 0.0, say)[0]
     for micrograph in micrographs:
-        if micrograph.pixel_size_A is None:
-            raise UserError(
-                f"{micrograph.name}: the pixel size is unknown; give it with --pixel-size (in Å)."
-            )
+        micrograph.check_sampling(finder.pixel_size_A)
     if threshold is None:
         found, _, chosen = finder.find_all(micrographs, device)
         say(f"threshold {chosen:.2f} on the confidence, chosen without labels")
@@ -177,17 +182,19 @@ def _write_folder(
     out: Path, images: np.ndarray, sites: pd.DataFrame, pixel_size_A: float, about: dict
 ) -> None:
     names = [f"simulated-{i:04d}.tif" for i in range(len(images))]
-    for name, image in zip(names, images, strict=True):
-        write_image(out / name, Micrograph(image, pixel_size_A, name, "file"), about)
     table = sites.assign(image=[names[i] for i in sites["index"]], confidence=1.0)
-    write_sites(table[list(SITE_COLUMNS)], out / "sites.csv")
+    with _new_folder(out) as folder:
+        for name, image in zip(names, images, strict=True):
+            write_image(folder / name, Micrograph(image, pixel_size_A, name, "file"), about)
+        write_sites(table[list(SITE_COLUMNS)], folder / "sites.csv")
 
 
-def _read(paths: Sequence[str], pixel_size_A: float | None, say: Say) -> list[Micrograph]:
-    images, failures = read_folder(paths, pixel_size_A)
-    for _, reason in failures:
-        say(f"micrographia: left out: {reason}")
-    return images
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder that gets its name when the block ends: whoever interrupts leaves no part of it."""
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        yield folder
 
 
 def _file_name(name: str) -> str:
@@ -198,3 +205,13 @@ def _file_name(name: str) -> str:
 def _must_be_new(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out, or remove it.")
+
+
+def _must_be_writable(out: Path) -> None:
+    """Make sure that the folder `out` can be written, leaving no trace, before any work is spent on it."""
+    nearest = next(place for place in (out, *out.parents) if os.path.exists(place))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out.") from error
