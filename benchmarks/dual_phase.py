@@ -109,11 +109,12 @@ def model_file(models: Path, name: str, seed: int) -> Path:
 
 
 def picture(models: Path, n: int = 10) -> Figure:
-    """A row of real images, and one of samples of each model of seed 0."""
+    """A row of real images, and one of samples of each model, of its first seed."""
     rows = {"real": training_set(n, seed=900).batch(slice(None)).numpy()}
     for name in RUNS:
-        if (file := model_file(models, name, 0)).exists():
-            rows[name] = Synthesizer.load(file).sample(range(JUDGED_FROM, JUDGED_FROM + n))
+        trained = [f for f in (model_file(models, name, seed) for seed in range(10)) if f.exists()]
+        if trained:
+            rows[name] = Synthesizer.load(trained[0]).sample(range(JUDGED_FROM, JUDGED_FROM + n))
     return rows_figure(rows)
 
 
