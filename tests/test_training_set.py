@@ -118,6 +118,22 @@ def test_resizing_averages_over_areas_and_scales_the_pixel(tmp_path):
     assert read_training_set(tmp_path, 64).pixel_size_A == pytest.approx(2)
 
 
+def test_each_image_scaled_by_itself(tmp_path):
+    one = grains(0, (64, 128)).astype(np.float32)
+    save(tmp_path / "dark.tif", (one / 8).astype(np.float32))
+    save(tmp_path / "bright.tif", (100 + one / 2).astype(np.float32))
+    apart = read_training_set(tmp_path, 64)
+    assert abs(apart.images[0].mean() - apart.images[-1].mean()) > 50
+    assert any("images.scale_each" in note for note in apart.notes)
+    alike = read_training_set(tmp_path, 64, scale_each=True)
+    assert alike.scale_each
+    assert not alike.notes
+    assert np.allclose(alike.images[:2], alike.images[2:], atol=1e-3)
+    assert not np.allclose(alike.images[0], alike.images[1]), (
+        "scaled before patches are cut, not patch by patch"
+    )
+
+
 def test_unlike_pixel_sizes_are_noted(tmp_path):
     for i, size in enumerate((2.0, 2.0, 4.0)):
         write_stored(tmp_path / f"{i}.tif", StoredImage(grains(i), pixel_size_A=size))

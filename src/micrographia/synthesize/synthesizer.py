@@ -67,6 +67,7 @@ class Synthesizer:
         self.classes: tuple[str, ...] = ()
         self.channels = 1
         self.binning = 1
+        self.scale_each = False
         self.fit_by: Literal["crop", "resize"] = "crop"
         self.shape_px = (self.config.resolution, self.config.resolution)
         self.seed = 0
@@ -105,7 +106,7 @@ class Synthesizer:
             images.window, images.pixel_size_A, images.classes, seed,
         )  # fmt: skip
         self.channels, self.shape_px = images.images.shape[1], (height, width)
-        self.binning, self.fit_by = images.binning, images.fit
+        self.binning, self.fit_by, self.scale_each = images.binning, images.fit, images.scale_each
         labels = images.class_numbers
         _, world = distributed.rank_and_world()
         batch = config.batch
@@ -314,6 +315,7 @@ class Synthesizer:
             "window": asdict(self.window),
             "binning": self.binning,
             "fit": self.fit_by,
+            "scale_each": self.scale_each,
             "pixel_size_A": self.pixel_size_A,
             "seed": self.seed,
         }
@@ -330,6 +332,7 @@ class Synthesizer:
             model.shape_px = tuple(settings["shape_px"])
             model.window, model.pixel_size_A = Window(**settings["window"]), settings["pixel_size_A"]
             model.seed, model.binning, model.fit_by = settings["seed"], settings["binning"], settings["fit"]
+            model.scale_each = settings["scale_each"]
             network = make_generator(model.config, model.channels, len(model.classes), model.shape_px)
             network.load_state_dict(states["generator"])
         except (KeyError, TypeError, RuntimeError) as error:

@@ -106,6 +106,7 @@ def fit_synthesizer(
     everything = read_training_set(
         list(images), edge, config.channels, config.fit, config.crops_per_image or None, config.classes, recipe.seed,
         (config.height_px or edge, config.width_px or edge), config.binning, say, recipe.pixel_size_A or None,
+        config.scale_each,
     )  # fmt: skip
     training, real, held_out = _divided(everything, recipe)
     # What would fail after the training fails now.

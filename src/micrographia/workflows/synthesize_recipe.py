@@ -19,6 +19,9 @@ class ImagesConfig:
     """Larger images are cut into patches at their own scale, or scaled down as a whole."""
     binning: int = 1
     """Squares of so many pixels become one: for finely sampled images, of which a patch would show too little."""
+    scale_each: bool = False
+    """Scale each micrograph by its own quantiles first: where brightness and contrast were set from image to image, and
+    would else be most of what there is to learn."""
     height_px: int = 0
     """Height of the images where they are no squares; 0 = gan.resolution."""
     width_px: int = 0

@@ -16,7 +16,7 @@ from micrographia.errors import UserError
 from micrographia.files import atomic_path, find_files
 from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_stored, write_image
-from micrographia.micrograph import Micrograph
+from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import (
@@ -173,16 +173,18 @@ def evaluate(
     if generated.is_file() or (generated / "model.safetensors").is_file():
         model, _ = load_model(generated)
         shape_px, channels, fit, binning = model.shape_px, model.channels, model.fit_by, model.binning
+        scale_each = model.scale_each
     else:
         shape_px, channels = _shape_of_first(generated)
-        fit, binning = "crop", 1
+        fit, binning, scale_each = "crop", 1, False
     edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
     by_class = bool(model and model.classes and label is None)
 
     def read(paths: Sequence[Path], classes: bool = False) -> TrainingSet:
         found = read_training_set(
-            list(paths), edge, channels, fit, classes=classes, shape_px=shape_px, binning=binning, say=say
-        )
+            list(paths), edge, channels, fit, classes=classes, shape_px=shape_px, binning=binning, say=say,
+            scale_each=scale_each,
+        )  # fmt: skip
         if classes and model and found.classes != model.classes:
             raise UserError(
                 f"The folders {', '.join(found.classes)} are not the classes of the model: {', '.join(model.classes)}."
@@ -259,7 +261,8 @@ def learn_gaussian(seed: int, out: Path, say: Say) -> None:
 def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
     """One real image as the model sees it, ``[C, H, W]``: the centre of a larger one."""
     stored = read_stored(path, colours=synthesizer.channels == 3)[0]
-    data = compact(np.atleast_3d(stored.data))
+    data = np.atleast_3d(stored.data)
+    data = compact(robust_scale(data)[0] if synthesizer.scale_each else data)
     _require_same_depth(str(data.dtype), synthesizer.window)
     height, width = synthesizer.shape_px
     data = fitted(data, synthesizer.binning, synthesizer.fit_by, (height, width))
