@@ -94,6 +94,10 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
         "memorisation_score",
     ):
         assert np.isfinite(metrics[name]), name
+    for name in ("fid", "recall", "two_point_rms", "brightness_distance"):
+        assert np.isfinite(metrics[f"{name}_training"]), name
+    assert metrics["fid_training"] < metrics["fid"], "what was learnt from is nearer than what was made"
+    assert "training images" in (out / "report.html").read_text("utf-8")
     assert len(list((out / "samples").glob("*.png"))) == 40
     told = read_provenance(next((out / "samples").glob("*.png")))
     assert told["synthetic"] is True

@@ -194,25 +194,17 @@ def judge(
     Parameters
     ----------
     training : array, optional
-        The images that the model learnt from: are samples copies of them? May be `real` itself.
+        The images that the model learnt from: are samples copies of them? May be `real` itself; if not, they are compared
+        with `real` as the samples are (``NAME_training``): others of the same population, a model cannot be expected to
+        come nearer.
     classes : (of real, of generated, names), optional
     """
     grey_real, grey = real.mean(axis=1), generated.mean(axis=1)
-    numbers = compare_sets(
-        grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=config.bootstrap
-    )
-    numbers |= compare_levels(real, generated, seed)
-    microstructure = None
-    if config.phases:
-        microstructure = compare_micrographs(
-            grey_real,
-            grey,
-            config.threshold_each,
-            pixel_size_A=pixel_size_A,
-            n_bootstrap=config.bootstrap,
-            seed=seed,
-        )
-        numbers |= {k: v for k, v in microstructure.numbers().items() if k not in numbers}
+    numbers, microstructure = _compared(real, generated, config, seed, pixel_size_A)
+    if training is not None and training is not real:
+        some = np.random.default_rng([seed, 17]).permutation(len(training))[: len(generated)]
+        learnt, _ = _compared(real, training[some], replace(config, bootstrap=10), seed, pixel_size_A)
+        numbers |= {f"{k}_training": learnt[k] for k in learnt if f"{k}_floor" in learnt}
     copies = None
     if training is not None:
         copies = memorisation(grey, training.mean(axis=1), None if training is real else grey_real, seed)
@@ -222,6 +214,28 @@ def judge(
         by_class = _by_class(grey_real, grey, *classes, seed)
         numbers["frechet_by_class"] = by_class.dropna().set_index("class")["frechet"].to_dict()
     return Judgement(numbers, microstructure, copies, by_class)
+
+
+def _compared(
+    real: np.ndarray, other: np.ndarray, config: JudgeConfig, seed: int, pixel_size_A: float | None
+) -> tuple[dict[str, Any], MicrostructureComparison | None]:
+    """Every measure of how alike two sets are, with noise floors, and the curves of their phases."""
+    grey_real, grey = real.mean(axis=1), other.mean(axis=1)
+    numbers = compare_sets(
+        grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=config.bootstrap
+    )
+    numbers |= compare_levels(real, other, seed)
+    if not config.phases:
+        return numbers, None
+    microstructure = compare_micrographs(
+        grey_real,
+        grey,
+        config.threshold_each,
+        pixel_size_A=pixel_size_A,
+        n_bootstrap=config.bootstrap,
+        seed=seed,
+    )
+    return numbers | {k: v for k, v in microstructure.numbers().items() if k not in numbers}, microstructure
 
 
 def _extractor(config: JudgeConfig) -> FeatureExtractor | None:

@@ -15,6 +15,10 @@ from micrographia.workflows.synthesize import JUDGED_FROM, Judgement, Synthesis
 
 #: Images of a set that are shown.
 SHEET = 36
+LEARNT = (
+    " Beside it, the images that the model learnt from: held-out micrographs are others, and no model can be "
+    "expected to come nearer to them than the images it was shown."
+)
 
 
 def write_synthesis_report(found: Synthesis) -> None:
@@ -64,6 +68,7 @@ def judgement_sections(
         f"{n['n_other']} generated against {n['n_real']} real images; features: {n['extractor']}, a nominal pixel. The "
         "last column is the same number between two halves of the real images: what chance alone makes of a distance, "
         "and the most that precision, recall, density and coverage can reach."
+        + (LEARNT if "fid_training" in n else "")
     )
     close.table(numbers_table(found), "Distances, and shares (precision, recall, density, coverage)")
     for warning in n["warnings"]:
@@ -77,9 +82,11 @@ def judgement_sections(
         phases.text(
             "Phases are told apart by one rule for real and generated images. Bands: 95 % by resampling the images."
         )
-        phases.table(
-            found.microstructure.table(), "Differences, and the same between halves of the real images"
-        )
+        differences = found.microstructure.table()
+        learnt = [n.get(f"{name}_training", np.nan) for name in differences["measure"]]
+        if np.isfinite(learnt).any():
+            differences.insert(2, "training images", learnt)
+        phases.table(differences, "Differences, and the same between halves of the real images")
         phases.figure(
             "microstructure", microstructure_figure(found.microstructure), "Real and generated, statistically"
         )
@@ -95,7 +102,7 @@ def judgement_sections(
 
 
 def numbers_table(found: Judgement) -> pd.DataFrame:
-    """Every number beside the same between halves of the real images."""
+    """Every number beside the same of the training images, and between halves of the real ones."""
     names = {
         "fid": "Fréchet distance", "kid": "kernel distance", "histogram_kl": "KL of histograms, each image scaled (nats)",
         "spectrum_distance": "power spectrum (decades)", "levels_kl": "KL of grey levels (nats)",
@@ -106,14 +113,11 @@ def numbers_table(found: Judgement) -> pd.DataFrame:
     rows = []
     for key, name in names.items():
         low, high = n.get(f"{key}_interval", (np.nan, np.nan))
+        learnt = {"training images": n[f"{key}_training"]} if f"{key}_training" in n else {}
         rows.append(
-            {
-                "measure": name,
-                "value": n[key],
-                "low": low,
-                "high": high,
-                "real, half against half": n[f"{key}_floor"],
-            }
+            {"measure": name, "value": n[key], "low": low, "high": high}
+            | learnt
+            | {"real, half against half": n[f"{key}_floor"]}
         )
     return pd.DataFrame(rows)
 
