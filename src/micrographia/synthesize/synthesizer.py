@@ -332,7 +332,7 @@ class Synthesizer:
             model.shape_px = tuple(settings["shape_px"])
             model.window, model.pixel_size_A = Window(**settings["window"]), settings["pixel_size_A"]
             model.seed, model.binning, model.fit_by = settings["seed"], settings["binning"], settings["fit"]
-            model.scale_each = settings["scale_each"]
+            model.scale_each = settings.get("scale_each", False)
             network = make_generator(model.config, model.channels, len(model.classes), model.shape_px)
             network.load_state_dict(states["generator"])
         except (KeyError, TypeError, RuntimeError) as error:
