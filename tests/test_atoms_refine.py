@@ -187,7 +187,7 @@ def test_gaussian_refinement_takes_less_than_a_twentieth_of_3_8_ms():
     image, _, start = _spots(0.1, size=500)
     refine_gaussian(image, start, 0.6, pixel_size_A=PIXEL_A)
     times = []
-    for _ in range(3):
+    for _ in range(10):  # other work on the machine only ever adds
         begin = time.process_time()
         refine_gaussian(image, start, 0.6, pixel_size_A=PIXEL_A)
         times.append(time.process_time() - begin)

@@ -8,6 +8,7 @@ normalisation) are not averaged; the first process's are kept.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -33,6 +34,8 @@ def join(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Its threads must end before the interpreter does, or a process that has done its work may end in SIGABRT.
+        atexit.register(dist.destroy_process_group)
 
 
 def shard(batch: Any) -> Any:
