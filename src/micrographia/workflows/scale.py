@@ -44,17 +44,19 @@ def read_experiment(
     UserError
         Nothing is left.
     """
-    images, failures = read_folder(paths, pixel_size_A or None)
-    blank = [image for image in images if not np.ptp(image.data)]
-    failures += [
-        (Path(image.name), "all pixels are alike: the beam was blanked, or nothing recorded")
-        for image in blank
-    ]
+    read, failures = read_folder(paths, pixel_size_A or None)
+    images = []
+    for image in read:
+        if np.ptp(image.data):
+            images.append(image)
+        else:
+            reason = "all pixels are alike: the beam was blanked, or nothing recorded"
+            failures.append((Path(image.name), reason))
     for path, reason in failures:
         say(_left_out(path, reason))
-    if len(blank) == len(images):
+    if not images:
         raise UserError(f"No image shows anything: {_left_out(*failures[-1])}.")
-    return [image for image in images if np.ptp(image.data)], failures
+    return images, failures
 
 
 def fine_enough(

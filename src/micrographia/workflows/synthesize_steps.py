@@ -16,7 +16,7 @@ from micrographia.errors import UserError
 from micrographia.files import atomic_path, find_files
 from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_stored, write_image
-from micrographia.micrograph import Micrograph, robust_scale
+from micrographia.micrograph import Micrograph
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import (
@@ -261,8 +261,7 @@ def learn_gaussian(seed: int, out: Path, say: Say) -> None:
 def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
     """One real image as the model sees it, ``[C, H, W]``: the centre of a larger one."""
     stored = read_stored(path, colours=synthesizer.channels == 3)[0]
-    data = np.atleast_3d(stored.data)
-    data = compact(robust_scale(data)[0] if synthesizer.scale_each else data)
+    data = compact(np.atleast_3d(stored.data), synthesizer.scale_each)
     _require_same_depth(str(data.dtype), synthesizer.window)
     height, width = synthesizer.shape_px
     data = fitted(data, synthesizer.binning, synthesizer.fit_by, (height, width))
