@@ -71,6 +71,19 @@ def test_the_penalty_makes_up_for_the_steps_left_out() -> None:
     assert replace(config, r1=0.0).penalty_at(0) == 0
 
 
+def test_rates_hold_and_then_fall_in_a_line_to_zero_at_the_end() -> None:
+    model = GAN(replace(SMALL, steps=10, hold=0.4, learning_rate=0.01, critic_rate=0.5), 1, 0, (16, 16), 0)
+    rates = []
+    for _ in range(10):
+        rates.append([model.optimizers[name].param_groups[0]["lr"] for name in ("generator", "critic")])
+        for optimizer, scheduler in zip(model.optimizers.values(), model.schedulers.values(), strict=True):
+            optimizer.step()
+            scheduler.step()
+    shares = [1, 1, 1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    np.testing.assert_allclose(rates, np.outer(shares, [0.01, 0.005]))
+    assert model.optimizers["generator"].param_groups[0]["lr"] == 0
+
+
 def test_the_gradient_penalty_flattens_the_critic() -> None:
     free, flat = (step_values(replace(SMALL, r1=r1, r1_every=1), 60) for r1 in (1e-9, 30.0))
     assert np.mean([v["r1"] for v in flat[-10:]]) < 0.3 * np.mean([v["r1"] for v in free[-10:]])

@@ -43,6 +43,7 @@ from micrographia.synthesize.resolution import check_resolution
 from micrographia.synthesize.stylegan import GROUP, StyleDiscriminator, StyleGenerator, group_spread
 from micrographia.training import distributed
 from micrographia.training.parallel import backward_side_by_side, side_by_side
+from micrographia.training.schedules import hold_then_decay
 
 #: Weight of the newest path lengths in their running mean.
 _PATH_DECAY = 0.01
@@ -75,6 +76,8 @@ class GanConfig:
     critic_rate: float = 0.33
     """The critic's learning rate as a share of the generator's: one that learns as fast wins at the start, and all
     samples become alike. [1]"""
+    hold: float = 0.5
+    """Fraction of the steps at full learning rates, before their linear decay to zero. [1]"""
     variety: float = 10.0
     """Weight of the penalty on samples whose layouts are more alike than those of nearly all real images; 0 = none.
     Without it a small generator may draw one layout for a thousand steps. [0]"""
@@ -130,8 +133,9 @@ class GanConfig:
         for name in ("r1", "variety", "path_length", "average_images", "slope", "patience"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give 0 or more.")
-        if not 0 <= self.mixing <= 1:
-            raise UserError(f"gan.mixing = {self.mixing}: give a number from 0 to 1.")
+        for name in ("mixing", "hold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"gan.{name} = {getattr(self, name)}: give a number from 0 to 1.")
         if not 0 <= self.beta1 < 1:
             raise UserError(f"gan.beta1 = {self.beta1}: give a number from 0 to below 1.")
 
@@ -195,6 +199,9 @@ class GAN:
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(network.parameters(), rates[name], betas=betas, fused=True)
             for name, network in self.networks.items()
+        }
+        self.schedulers = {
+            name: hold_then_decay(o, config.hold, config.steps) for name, o in self.optimizers.items()
         }
         self.ema: dict[str, nn.Module] = {}  # filled by the training loop
         self.probability = AdaptiveProbability(config.augment)

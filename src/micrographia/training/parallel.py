@@ -40,29 +40,46 @@ def backward_side_by_side(
         What the terms returned beside their losses, in their order.
     """
 
-    def gradients(term: Term) -> tuple[tuple[Tensor | None, ...], Any]:
-        loss, result = term()
-        return torch.autograd.grad(loss, parameters, allow_unused=True), result
+    for parameter in parameters:
+        parameter.grad = None
+    if _workers(len(terms), at_once and parameters[0].device.type == "cpu") == 1:
+        # One after the other they add up in place: large networks are not copied about.
+        results = []
+        for term in terms:
+            loss, result = term()
+            loss.backward(inputs=list(parameters))
+            results.append(result)
+    else:
 
-    done = side_by_side(
-        [partial(gradients, term) for term in terms], at_once and parameters[0].device.type == "cpu"
-    )
-    for parameter, *parts in zip(parameters, *(g for g, _ in done), strict=True):
-        # In the parameter's own memory format: fused optimizers walk through both in the order of memory.
-        parameter.grad = torch.zeros_like(parameter)
-        for part in parts:
-            if part is not None:
-                parameter.grad += part
-    return [result for _, result in done]
+        def gradients(term: Term) -> tuple[tuple[Tensor | None, ...], Any]:
+            loss, result = term()
+            return torch.autograd.grad(loss, parameters, allow_unused=True), result
+
+        done = side_by_side([partial(gradients, term) for term in terms], at_once=True)
+        for parameter, *parts in zip(parameters, *(g for g, _ in done), strict=True):
+            for part in parts:
+                if part is not None:
+                    # In the parameter's own memory format: fused optimizers walk through both in the order of memory.
+                    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    parameter.grad = grad.add_(part)
+        results = [result for _, result in done]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return results
 
 
 def side_by_side(functions: Sequence[Callable[[], Result]], at_once: bool) -> list[Result]:
     """Call functions, `at_once` in as many threads as PyTorch has, and return what they return in their order."""
-    threads = torch.get_num_threads()
-    workers = min(threads, len(functions)) if at_once else 1
+    workers = _workers(len(functions), at_once)
     if workers > 1:
-        return list(_pool(workers, threads // workers).map(lambda function: function(), functions))
+        threads_each = torch.get_num_threads() // workers
+        return list(_pool(workers, threads_each).map(lambda function: function(), functions))
     return [function() for function in functions]
+
+
+def _workers(functions: int, at_once: bool) -> int:
+    return min(torch.get_num_threads(), functions) if at_once else 1
 
 
 @lru_cache(maxsize=4)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from micrographia.errors import UserError, check_ranges
 from micrographia.training.distributed import optimizer_step
 from micrographia.training.parallel import backward_side_by_side
+from micrographia.training.schedules import hold_then_decay
 from micrographia.translate.networks import (
     CompactGenerator,
     FourierView,
@@ -159,13 +160,8 @@ class CycleGAN:
         generators = [self.networks[n] for n in self.ema_networks]
         critics = [n for name, n in self.networks.items() if name not in self.ema_networks]
         self.optimizers = {"generators": _adam(generators, config), "critics": _adam(critics, config)}
-        hold, steps = config.hold * config.steps, config.steps
-
-        def decay(step: int) -> float:
-            return 1.0 if step < hold else max(0.0, (steps - step) / max(steps - hold, 1))
-
         self.schedulers = {
-            name: torch.optim.lr_scheduler.LambdaLR(o, decay) for name, o in self.optimizers.items()
+            name: hold_then_decay(o, config.hold, config.steps) for name, o in self.optimizers.items()
         }
         self.ema: dict[str, nn.Module] = {}  # filled by the training loop
         self.pools = {domain: ImagePool(config.pool) for domain in ("experiment", "simulation")}

@@ -189,6 +189,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
             "width": 64,
             "learning_rate": 2e-4,
             "critic_rate": 1.0,
+            "hold": 1.0,
             "variety": 0.0,
             "beta1": 0.5,
             "r1": 0.0,
