@@ -19,6 +19,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs/howto").glob("*.md")),
+    *sorted((ROOT / "docs/models").glob("*.md")),
 ]
 
 
@@ -75,3 +76,11 @@ def test_readme_and_continuous_check_install_and_test_alike():
     assert pinned is not None
     assert f"torch=={pinned[1]}" in readme
     assert pinned[1] in check
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/models").glob("*.md")), ids=lambda p: p.stem)
+def test_pages_of_models_print_what_they_say(page):
+    check = [sys.executable, ROOT / "docs" / "run_models.py", "--check", page]
+    done = subprocess.run(check, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -44,8 +44,11 @@ def shift_vae(
     device: str = "auto",
     scale: float = 0.0,
 ) -> VAE:
-    """Shift-invariant; `scale` > 0 (a standard deviation) takes magnification out, too."""
-    return VAE([*_pose(0.0, prior_px, scale), Continuous(n)], config, seed, device)
+    """Invariant to shifts; `scale` > 0 (a standard deviation) takes magnification out, too.
+
+    For windows cut on a grid, `prior_px` is about a third of the lattice's period.
+    """
+    return VAE([*_pose(0.0, prior_px, scale), Continuous(n, capacity=TEMPLATE_FIRST)], config, seed, device)
 
 
 def rvae(

@@ -71,9 +71,9 @@ class GanConfig:
     """The most channels at any resolution; StyleGAN2 only. [512]"""
     mapping_layers: int = 2
     """Layers from a code to a style; StyleGAN2 only. [2 to 8]"""
-    learning_rate: float = 0.0045
+    learning_rate: float = 0.01
     """Adam's learning rate for the generator. [0.0025]"""
-    critic_rate: float = 0.33
+    critic_rate: float = 0.15
     """The critic's learning rate as a share of the generator's: one that learns as fast wins at the start, and all
     samples become alike. [1]"""
     hold: float = 0.5
