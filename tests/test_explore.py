@@ -119,7 +119,9 @@ def test_patches_on_a_grid_need_no_atoms(movie, tmp_path):
             "compare=false",
         ],
     )
-    found = explore([movie[0] / "frame-0.tif"], recipe, tmp_path / "run", say=lambda text: None)
+    said: list[str] = []
+    found = explore([movie[0] / "frame-0.tif"], recipe, tmp_path / "run", say=said.append)
+    assert any("latent.shift_A = 0.3 Å takes out little" in line for line in said)
     assert not found.series
     assert found.metrics["dropped_at_the_edge"] == 0
     assert "angle_deg" not in found.sites

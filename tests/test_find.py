@@ -152,6 +152,22 @@ def test_nothing_but_an_overview_is_refused_before_any_work(scans, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_patches_larger_than_the_library_are_refused_before_any_work(scans, tmp_path, capsys):
+    words = [
+        "run",
+        "wse2",
+        "--images",
+        str(scans),
+        "--out",
+        str(tmp_path / "out"),
+        "--set",
+        "library.size_px=64",
+    ]
+    assert main(words) == 2
+    assert "translate.patch_px = 96 is more than library.size_px = 64" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_calibration_far_from_the_lattice_is_doubted(scans):
     good = read_images(next(scans.glob("*.tif")))[0]
     (scaled,) = decide_scale([good.with_pixel_size(0.5, "file")], built_in("wse2"))

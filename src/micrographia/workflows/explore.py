@@ -141,6 +141,12 @@ def explore(
     dropped = f", {patches.dropped} too near the edge" if patches.dropped else ""
     dropped += f", {patches.without_next} without the frames after them" if patches.without_next else ""
     say(f"{len(patches)} patches of {patches.size_px} px ({patches.window_A:g} Å){dropped}")
+    shifted = recipe.latent.model.endswith(("rvae", "shift_vae")) and recipe.latent.shift_A > 0
+    if shifted and recipe.atoms.find == "grid" and recipe.latent.shift_A < patches.window_A / 10:
+        say(
+            f"windows on a grid lie anywhere on a lattice, and latent.shift_A = {recipe.latent.shift_A:g} Å takes out little "
+            "of that: about a third of the lattice's period takes out most"
+        )
     labels, condition, names = _known(patches.sites, recipe.latent)
     model, codes, history = _model_stage(run, patches, recipe, labels, condition, say)
     table = _with_latents(table, patches, model, codes, recipe, names, condition)

@@ -78,7 +78,7 @@ class LatentConfig:
     range_deg: float = 180.0
     """Rotations within plus and minus this are taken out, degrees."""
     shift_A: float = 0.3
-    """Standard deviation of the shifts taken out, Å."""
+    """Standard deviation of the shifts taken out, Å; of windows on a grid about a third of the lattice's period."""
     scale: float = 0.0
     """Standard deviation of the magnification's logarithm taken out; 0 = none."""
     symmetry: int = 1

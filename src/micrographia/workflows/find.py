@@ -42,6 +42,7 @@ from micrographia.workflows.stages import (
     images_key,
     simulate_stage,
     translate_stage,
+    translation_patch_px,
 )
 
 Say = Callable[[str], None]
@@ -101,6 +102,9 @@ def find_defects(
     micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
     scaled, coarse = fine_enough(decide_scale(micrographs, recipe), recipe.sampling_A, say)
     failures += coarse
+    if recipe.library.train_on != "fitted" and recipe.translate.patch_px > recipe.library.size_px:
+        # An error now, not after the fit.
+        translation_patch_px([s.image.resampled(recipe.sampling_A) for s in scaled], recipe)
     run = RunFolder(out, recipe, resume)
     run.require_inputs({"images": images_key([s.image for s in scaled])})
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")

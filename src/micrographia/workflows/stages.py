@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
+from micrographia.errors import UserError
 from micrographia.io import atomic_path
 from micrographia.library import ImageLibrary
 from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainReference
@@ -167,7 +168,7 @@ def translate_stage(
     name: str = "translate",
 ) -> tuple[Translator, pd.DataFrame]:
     """Train the CycleGAN from `source` to the experiment; return it and the course of its training."""
-    experimental = cut_patches(images, usable_patch(images, recipe.translate.patch_px), 400)
+    experimental = cut_patches(images, translation_patch_px(images, recipe), 400)
 
     def work(folder: Path) -> None:
         def watch(step: int, seen: Watch) -> None:
@@ -192,6 +193,23 @@ def translate_stage(
     }
     folder = run.stage(name, inputs, work, say)
     return Translator.load(folder / "translator.safetensors"), pd.read_csv(folder / "history.csv")
+
+
+def translation_patch_px(images: Sequence[Micrograph], recipe: Recipe) -> int:
+    """Edge of the patches that the CycleGAN learns from: as the recipe says, less where the images are smaller.
+
+    Raises
+    ------
+    UserError
+        The library's images would be smaller.
+    """
+    patch_px = usable_patch(images, recipe.translate.patch_px)
+    if patch_px > recipe.library.size_px:
+        raise UserError(
+            f"translate.patch_px = {patch_px} is more than library.size_px = {recipe.library.size_px}: patches are cut "
+            "from the library's images; make those larger, or the patches smaller."
+        )
+    return patch_px
 
 
 def _fitting(recipe: Recipe, patches: np.ndarray) -> TranslateConfig:
