@@ -28,7 +28,14 @@ SMALL = GanConfig(
 )  # fmt: skip
 
 LEARNING = replace(
-    SMALL, batch=16, learning_rate=0.004, average_images=300.0, evaluate_every=40, path_length=0.0, mixing=0.0
+    SMALL,
+    batch=16,
+    learning_rate=0.004,
+    critic_rate=0.33,
+    average_images=300.0,
+    evaluate_every=40,
+    path_length=0.0,
+    mixing=0.0,
 )
 
 
