@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 DOCS = Path(__file__).parent
 _BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<said>.*?)```\n)?", re.DOTALL)
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d+\.?\d*")  # also as arrays print whole ones: 1.
 
 
 def run(page: Path) -> tuple[str, dict[str, bytes]]:
@@ -63,7 +63,9 @@ def differences(before: str, now: str) -> list[str]:
     for old, new in zip(_BLOCK.finditer(before), _BLOCK.finditer(now), strict=True):
         a, b = old["said"] or "", new["said"] or ""
         numbers = [list(map(float, _NUMBER.findall(t))) for t in (a, b)]
-        same = _NUMBER.sub("", a).split() == _NUMBER.sub("", b).split() and all(
+        # Arrays are padded with spaces to the width of their numbers.
+        words = ["".join(_NUMBER.sub("#", t).split()) for t in (a, b)]
+        same = words[0] == words[1] and all(
             abs(x - y) <= 0.05 + 0.15 * abs(x) for x, y in zip(*numbers, strict=True)
         )
         if not same:

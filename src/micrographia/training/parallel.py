@@ -40,29 +40,29 @@ def backward_side_by_side(
         What the terms returned beside their losses, in their order.
     """
 
+    def add_up(term: Term) -> Any:
+        loss, result = term()
+        loss.backward(inputs=list(parameters))
+        return result
+
+    def gradients(term: Term) -> tuple[tuple[Tensor | None, ...], Any]:
+        loss, result = term()
+        return torch.autograd.grad(loss, parameters, allow_unused=True), result
+
     for parameter in parameters:
         parameter.grad = None
     if _workers(len(terms), at_once and parameters[0].device.type == "cpu") == 1:
         # One after the other they add up in place: large networks are not copied about.
-        results = []
-        for term in terms:
-            loss, result = term()
-            loss.backward(inputs=list(parameters))
-            results.append(result)
+        results = [add_up(term) for term in terms]
     else:
-
-        def gradients(term: Term) -> tuple[tuple[Tensor | None, ...], Any]:
-            loss, result = term()
-            return torch.autograd.grad(loss, parameters, allow_unused=True), result
-
         done = side_by_side([partial(gradients, term) for term in terms], at_once=True)
+        results = [result for _, result in done]
         for parameter, *parts in zip(parameters, *(g for g, _ in done), strict=True):
+            # In the parameter's own memory format: fused optimizers walk through both in the order of memory.
+            parameter.grad = torch.zeros_like(parameter)
             for part in parts:
                 if part is not None:
-                    # In the parameter's own memory format: fused optimizers walk through both in the order of memory.
-                    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                    parameter.grad = grad.add_(part)
-        results = [result for _, result in done]
+                    parameter.grad += part
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -23,6 +23,7 @@ from micrographia.atoms.track import link_atoms, transition_matrix
 from micrographia.bonds import label_rings
 from micrographia.errors import UserError
 from micrographia.latent import presets
+from micrographia.latent.blocks import Translation
 from micrographia.latent.compare import Description, compare_descriptors, gmm, pca
 from micrographia.latent.ensemble import Ensemble
 from micrographia.latent.vae import VAE, columns_of
@@ -141,12 +142,6 @@ def explore(
     dropped = f", {patches.dropped} too near the edge" if patches.dropped else ""
     dropped += f", {patches.without_next} without the frames after them" if patches.without_next else ""
     say(f"{len(patches)} patches of {patches.size_px} px ({patches.window_A:g} Å){dropped}")
-    shifted = recipe.latent.model.endswith(("rvae", "shift_vae")) and recipe.latent.shift_A > 0
-    if shifted and recipe.atoms.find == "grid" and recipe.latent.shift_A < patches.window_A / 10:
-        say(
-            f"windows on a grid lie anywhere on a lattice, and latent.shift_A = {recipe.latent.shift_A:g} Å takes out little "
-            "of that: about a third of the lattice's period takes out most"
-        )
     labels, condition, names = _known(patches.sites, recipe.latent)
     model, codes, history = _model_stage(run, patches, recipe, labels, condition, say)
     table = _with_latents(table, patches, model, codes, recipe, names, condition)
@@ -442,6 +437,12 @@ def _model_stage(
     model: VAE | Ensemble = build_model(
         config, classes, given, patches.size_px, patches.pixel_size_A, recipe.seed, recipe.device
     )
+    narrow = [b for b in model.blocks if isinstance(b, Translation) and b.prior_px < patches.size_px / 10]
+    if narrow and recipe.atoms.find == "grid":
+        say(
+            f"windows on a grid lie anywhere on a lattice, and latent.shift_A = {config.shift_A:g} Å takes out little "
+            "of that: about a third of the lattice's period takes out most"
+        )
     if config.members > 1:
         model = Ensemble(model, config.members)
     kind = type(model)
