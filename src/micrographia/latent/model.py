@@ -32,6 +32,8 @@ from micrographia.latent.pose import Pose, disc, rotate, upright
 from micrographia.training.distributed import optimizer_step
 
 _LOG_2PI_E = log(2 * pi) + 1
+#: Orientations in which a classifier sees each labelled patch of a batch: labels are few, turning makes many of one.
+TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,9 @@ class LatentNetwork(nn.Module):
         self.pose_encoder = encoder(seen, given, config.hidden, 2 * len(priors)) if priors else None
         n = blocks.numbers
         self.content_encoder = encoder(seen, given, config.hidden, 2 * n) if n else None
-        # Which class, where some are told: from the upright patch, and from how well each class draws it, trusted
-        # as far as the labels bear out.
         self.classifier = None
-        if isinstance(blocks.discrete, Classes):
-            self.classifier = encoder(seen, given, config.hidden, blocks.discrete.k)
-            self.trust = nn.Parameter(torch.tensor(-3.0))
+        if isinstance(blocks.discrete, Classes):  # wider than the others: it knows every orientation
+            self.classifier = encoder(seen, given, 4 * config.hidden, blocks.discrete.k)
         shift = 2 * blocks.translation.prior_px / longer if blocks.translation else 0.0
         reach = reach_of(bool(blocks.rotation), shift, blocks.scale.prior if blocks.scale else 0.0)
         detail = min(config.detail, longer // 2)
@@ -242,13 +241,18 @@ class LatentNetwork(nn.Module):
             tau = torch.stack(rotate(tau[:, 0], tau[:, 1], angle), dim=1) * log_scale.exp()[:, None]
         return Pose(angle, tau, log_scale), kl
 
-    def class_scores(self, turned_back: Tensor, given: Tensor, cost: Tensor) -> Tensor:
-        """Log-probabilities of the classes ``[B, C]`` from upright patches and the cost of drawing each class."""
+    def class_scores(self, turned_back: Tensor, given: Tensor) -> Tensor:
+        """Log-probabilities of the classes ``[B, C]`` of patches in the frame of the objects."""
         assert self.classifier is not None
-        excess = cost - cost.amin(1, keepdim=True)
-        return torch.log_softmax(
-            self.classifier(turned_back * self.mask, given) - self.trust.exp() * excess, dim=1
-        )
+        return torch.log_softmax(self.classifier(turned_back * self.mask, given), dim=1)
+
+    def turned_at_random(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Patches ``[B, C, h, w]`` in any orientation that the rotation block allows."""
+        if self.blocks.rotation is None:
+            return images
+        turn = 2 * torch.rand(len(images), generator=generator, device=images.device) - 1
+        none = turn.new_zeros(len(turn), 2)
+        return upright(images, Pose(turn * radians(self.blocks.rotation.range_deg), none, none[:, 0]))
 
     def draw(self, code: Tensor, one_hot: Tensor, given: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:
         """Decode to standardised images, logits or log-rates, by the loss; without a pose, upright."""
@@ -330,8 +334,10 @@ class LatentNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """L_h of all hypotheses, ``[B, K, C]`` (angles, classes), at the means of the continuous blocks.
 
-        The second is what a classifier says, log-probabilities ``[B, K, C]``; None without one. Compared in the frame of the objects and inside the disc that every rotation shows, where all
-        hypotheses share one set of basis functions; weighted to the number of pixels of the whole patch.
+        The second is what a classifier says, log-probabilities ``[B, 1, C]``: the mean of its answers at all
+        angles, on which a class does not depend; None without one. Compared in the frame of the objects and
+        inside the disc that every rotation shows, where all hypotheses share one set of basis functions;
+        weighted to the number of pixels of the whole patch.
         """
         b, k = candidates.shape
         c, seen, blocks = self.blocks.classes, self.seen(images), self.blocks
@@ -351,8 +357,10 @@ class LatentNetwork(nn.Module):
             code, each = (t.repeat_interleave(c, 0) for t in (found.code, given))
             drawn = self.draw(code, one_hot.repeat(b * k, 1), each, None, self.pool).unflatten(0, (b * k, c))
         cost = cost[:, None] + self.misfits(drawn, self.target(found.upright), weight)
-        told = None if self.classifier is None else self.class_scores(found.upright, given, cost)
-        return cost.view(b, k, c), None if told is None else told.view(b, k, c)
+        told = None
+        if self.classifier is not None:
+            told = self.class_scores(found.upright, given).view(b, k, c).logsumexp(1, keepdim=True) - log(k)
+        return cost.view(b, k, c), told
 
 
 def classified(cost: Tensor, told: Tensor | None) -> Tensor:
@@ -473,11 +481,11 @@ class LatentTraining:
             weight = torch.where(labels >= 0, 1.0, share)
             weight = weight * (b / weight.sum().clamp(min=1e-3))
         if k * c > 1:
-            drawing, told = net.weigh(images, candidates, given, closed, known)
+            cost, told = net.weigh(images, candidates, given, closed, known)
             if told is not None:  # a label is the truth, whatever the classifier says
                 sure = torch.arange(c, device=device) == labels[:, None]
                 told = torch.where((labels >= 0)[:, None, None], sure.float().log()[:, None], told)
-            cost = classified(drawing, told)
+            cost = classified(cost, told)
             r = responsibilities(cost.flatten(1), share * log(k * c) if share < 1 else torch.inf)
             if share < 1 and isinstance(blocks.discrete, Discrete):
                 r = balanced(r, c)  # or a class that starts late dies before it has learnt anything
@@ -498,9 +506,9 @@ class LatentTraining:
             loss = loss + (found.kl_values + blocks.values.weight * found.surprise).mean()
         if net.classifier is not None and (labels >= 0).any():
             some = labels >= 0
-            at_angle = drawing[torch.arange(b, device=device), chosen // c]
-            said = net.class_scores(found.upright[some].detach(), given[some], at_angle[some])
-            loss = loss + images[0].numel() * nn.functional.nll_loss(said, labels[some])
+            few = found.upright[some].detach().repeat(TURNS, 1, 1, 1)
+            said = net.class_scores(net.turned_at_random(few, generator), given[some].repeat(TURNS, 1))
+            loss = loss + images[0].numel() * nn.functional.nll_loss(said, labels[some].repeat(TURNS))
         if capacity and allowed:
             loss = loss + capacity.weight * (kl_code - allowed).clamp(min=0)
         sample = Sample(net, index, found, one_hot, given, drawn)
