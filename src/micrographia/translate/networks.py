@@ -67,7 +67,11 @@ class DoublingProduct(nn.ConvTranspose2d):
         super().__init__(channels_in, channels_out, 4, stride=2, padding=1, bias=bias)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        pieces = self.weight.flatten(1).T @ x.flatten(2)
+        weight = self.weight.flatten(1).T
+        if x.shape[2:].numel() > len(weight):
+            # Image by image: as one product for all, PyTorch would copy the larger factor, which here is x.
+            weight = weight.expand(len(x), -1, -1)
+        pieces = weight @ x.flatten(2)
         out = nn.functional.fold(pieces, (2 * x.shape[2], 2 * x.shape[3]), 4, padding=1, stride=2)
         return out if self.bias is None else out + self.bias[:, None, None]
 
