@@ -4,7 +4,9 @@ from torch import nn
 
 from micrographia.translate.networks import (
     CompactGenerator,
+    DoublingProduct,
     FourierView,
+    HalvingProduct,
     KhanDiscriminator,
     KhanGenerator,
     PatchDiscriminator,
@@ -96,6 +98,23 @@ def test_the_innermost_level_learns_and_with_the_published_normalisation_would_n
     dead = sum(p.numel() for p in (published.downs[7][0].weight, published.ups[0][0].weight))
     share = dead / sum(p.numel() for p in published.parameters())
     assert share == pytest.approx(0.15, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("product", "plain"), [(HalvingProduct, nn.Conv2d), (DoublingProduct, nn.ConvTranspose2d)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(2, 2), (8, 6), (11, 9)])  # up to and beyond as many positions as weights
+def test_a_product_of_matrices_is_the_convolution(product, plain, bias, size):
+    layer, twin = _seeded(product, 3, 5, bias), plain(3, 5, 4, stride=2, padding=1, bias=bias)
+    twin.load_state_dict(layer.state_dict())
+    answers = []
+    for network in (layer, twin):
+        x = _image(2, 3, *size).requires_grad_()
+        y = network(x)
+        answers.append([y, *torch.autograd.grad(y.square().sum(), [x, *network.parameters()])])
+    for mine, theirs in zip(*answers, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- discriminators

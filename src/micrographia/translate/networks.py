@@ -38,7 +38,42 @@ class CompactGenerator(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         both, (height, width) = pad_to_multiple(torch.cat([x, z], dim=1), 2, least=3)
-        return x + self.head(self.body(self.stem(both)))[..., :height, :width]
+        return x + self.head(self.body(self.stem(_channels_last(both))))[..., :height, :width]
+
+
+class HalvingProduct(nn.Conv2d):
+    """A 4x4 convolution of stride 2 as one product of matrices: all weights times all pieces of the image.
+
+    For maps of so few positions that each weight is used but a few times: before it uses them, a convolution on the
+    CPU rearranges all weights, and its gradient, once more.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True) -> None:
+        super().__init__(channels_in, channels_out, 4, stride=2, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = nn.functional.unfold(x, 4, padding=1, stride=2)
+        out = (self.weight.flatten(1) @ pieces).unflatten(2, (x.shape[2] // 2, x.shape[3] // 2))
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
+class DoublingProduct(nn.ConvTranspose2d):
+    """The transpose of a `HalvingProduct`: the pieces that the product makes are added up at their places.
+
+    Beside maps of few positions it suits the last layer: one channel leaves a convolution's vectors empty.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True) -> None:
+        super().__init__(channels_in, channels_out, 4, stride=2, padding=1, bias=bias)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        weight = self.weight.flatten(1).T
+        if x.shape[2:].numel() > len(weight):
+            # Image by image: as one product for all, PyTorch would copy the larger factor, which here is x.
+            weight = weight.expand(len(x), -1, -1)
+        pieces = weight @ x.flatten(2)
+        out = nn.functional.fold(pieces, (2 * x.shape[2], 2 * x.shape[3]), 4, padding=1, stride=2)
+        return out if self.bias is None else out + self.bias[:, None, None]
 
 
 class KhanGenerator(nn.Module):
@@ -58,20 +93,17 @@ class KhanGenerator(nn.Module):
         self.downs = nn.ModuleList()
         for i, (a, b) in enumerate(zip([1, *widths], widths, strict=False)):
             norm = nn.InstanceNorm2d(b, affine=True) if 0 < i < 7 else nn.Identity()
-            self.downs.append(
-                nn.Sequential(
-                    nn.Conv2d(a, b, 4, stride=2, padding=1, bias=i in (0, 7)), norm, nn.LeakyReLU(0.3)
-                )
-            )
+            halve = HalvingProduct if i > 3 else _halve  # to 8x8 and smaller
+            self.downs.append(nn.Sequential(halve(a, b, bias=i in (0, 7)), norm, nn.LeakyReLU(0.3)))
         self.ups = nn.ModuleList()
         for i in range(6, -1, -1):
             a = widths[7] if i == 6 else 2 * widths[i + 1]
-            layers: list[nn.Module] = [nn.ConvTranspose2d(a, widths[i], 4, stride=2, padding=1, bias=False)]
-            layers.append(nn.InstanceNorm2d(widths[i], affine=True))
+            double = DoublingProduct if i > 2 else _double  # from 8x8 and smaller
+            layers = [double(a, widths[i], bias=False), nn.InstanceNorm2d(widths[i], affine=True)]
             if i > 3:
                 layers.append(nn.Dropout(0.5))
             self.ups.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
-        self.last = nn.ConvTranspose2d(2 * widths[0], 1, 4, stride=2, padding=1)
+        self.last = DoublingProduct(2 * widths[0], 1)
         self.apply(_small_normal)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -104,7 +136,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers[1:](_channels_last(self.layers[0](x)))
 
 
 class KhanDiscriminator(nn.Module):
@@ -169,6 +201,22 @@ class FourierView(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (self._log_amplitude(x) - self.mean) / self.std
+
+
+def _halve(channels_in: int, channels_out: int, bias: bool) -> nn.Module:
+    return nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1, bias=bias)
+
+
+def _double(channels_in: int, channels_out: int, bias: bool) -> nn.Module:
+    return nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=bias)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Lay a pixel's channels side by side, which all layers after this one keep.
+
+    On the CPU a few dozen channels do not fill the blocks of 16 in which convolutions are computed otherwise.
+    """
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _small_normal(module: nn.Module) -> None:
