@@ -14,16 +14,14 @@ from micrographia.workflows.recipe import built_in
 
 def test_atoms_stand_still_without_hops_and_are_at_home_on_their_own_line():
     own = np.array([3.0, 20.4, 39.0])
-    rest = atom_tracks(own, 40, 0.0, 5.0, 0.0, 2.0, np.random.default_rng(0))
+    rest = atom_tracks(own, 40, 0.0, 5.0, 0.0, np.random.default_rng(0))
     np.testing.assert_array_equal(rest, 0)
-    hopping = atom_tracks(own, 40, 0.5, 5.0, 0.0, 2.0, np.random.default_rng(0))
-    for atom, lines in enumerate((range(1, 6), range(19, 23), range(37, 40))):
-        np.testing.assert_array_equal(hopping[atom, lines], 0)
-    assert hopping.any(axis=-1).mean() > 0.7
+    hopping = atom_tracks(own, 40, 0.5, 5.0, 0.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(hopping[[0, 1, 2], [3, 20, 39]], 0)
 
 
 def test_hops_come_as_often_and_reach_as_far_as_asked():
-    tracks = atom_tracks(np.full(400, 50.0), 100, 0.1, 4.0, 0.0, 0.0, np.random.default_rng(1))
+    tracks = atom_tracks(np.full(400, 50.0), 100, 0.1, 4.0, 0.0, np.random.default_rng(1))
     steps = np.diff(tracks, axis=1).reshape(-1, 2)
     moved = steps.any(axis=1)
     assert moved.mean() == pytest.approx(0.1, abs=0.01)
@@ -31,20 +29,20 @@ def test_hops_come_as_often_and_reach_as_far_as_asked():
 
 
 def test_trembling_is_along_the_lines_only():
-    tracks = atom_tracks(np.full(50, 10.0), 40, 0.0, 4.0, 0.7, 0.0, np.random.default_rng(2))
+    tracks = atom_tracks(np.full(50, 10.0), 40, 0.0, 4.0, 0.7, np.random.default_rng(2))
     assert tracks[..., 0].std() == pytest.approx(0.7, rel=0.05)
     np.testing.assert_array_equal(tracks[..., 1], 0)
 
 
 def test_each_atom_moves_its_own_surroundings():
     x, y = np.array([10.0, 50.0]), np.array([20.0, 20.0])
-    field = motion_field(x, y, (40, 60), 0.3, 3.0, 0.0, 1.0, np.random.default_rng(3))
+    field = motion_field(x, y, (40, 60), 0.3, 3.0, 0.0, np.random.default_rng(3))
     assert field.shape == (40, 60, 2)
     assert (field[:, :30] == field[:, :1]).all()
     assert (field[:, 31:] == field[:, 31:32]).all()
     assert not np.array_equal(field[:, 0], field[:, 59])
     np.testing.assert_array_equal(field[20], 0)
-    assert not motion_field(x[:0], y[:0], (8, 8), 0.3, 3.0, 0.1, 1.0, np.random.default_rng(0)).any()
+    assert not motion_field(x[:0], y[:0], (8, 8), 0.3, 3.0, 0.1, np.random.default_rng(0)).any()
 
 
 def test_an_atom_that_hops_is_cut_off_and_seen_where_it_went():

@@ -11,8 +11,6 @@ from scipy.spatial import cKDTree
 
 #: Root mean square of a hop along each axis: about the distance of neighbouring places on a carbon surface.
 HOP_A = 1.5
-#: No hop happens while the beam is nearer than this to an atom's own line: a label of what was hardly seen is noise.
-REST_A = 0.4
 
 
 def atom_tracks(
@@ -21,18 +19,15 @@ def atom_tracks(
     hops_per_line: float,
     hop_px: float,
     tremble_px: float,
-    rest_px: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Return where each atom is at every scan line, ``[atoms, lines, 2]`` as (dx, dy) in px.
 
-    Between hops it trembles along the fast axis. On its `own_line` it has made no hop, there the label is true, and
-    none happens on the lines within `rest_px` of it.
+    Between hops it trembles along the fast axis. On its `own_line` it has made no hop: there the label is true.
     """
     n = len(own_line)
-    hop = rng.random((n, lines)) < hops_per_line
-    hop &= np.abs(np.arange(lines) - own_line[:, None]) > rest_px
-    place = np.cumsum(hop[..., None] * rng.normal(0, hop_px, (n, lines, 2)), axis=1)
+    hop = rng.random((n, lines, 1)) < hops_per_line
+    place = np.cumsum(hop * rng.normal(0, hop_px, (n, lines, 2)), axis=1)
     place -= place[np.arange(n), own_line.round().astype(int).clip(0, lines - 1)][:, None]
     place[..., 0] += rng.normal(0, tremble_px, (n, lines))
     return place
@@ -45,7 +40,6 @@ def motion_field(
     hops_per_line: float,
     hop_px: float,
     tremble_px: float,
-    rest_px: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Return where an image at rest must be read to show its atoms in motion, ``[H, W, 2]`` as (dx, dy) in px.
@@ -54,7 +48,7 @@ def motion_field(
     """
     if not len(x_px):
         return np.zeros((*shape, 2))
-    tracks = atom_tracks(y_px, shape[0], hops_per_line, hop_px, tremble_px, rest_px, rng)
+    tracks = atom_tracks(y_px, shape[0], hops_per_line, hop_px, tremble_px, rng)
     row, col = np.mgrid[: shape[0], : shape[1]]
     _, nearest = cKDTree(np.c_[x_px, y_px]).query(np.stack([col, row], axis=-1))
     return -tracks[nearest, row]

@@ -25,7 +25,7 @@ from micrographia.simulate.crystals import LARGEST_STRAIN, build_crystal
 from micrographia.simulate.defects import DefectSpec, introduce_defects
 from micrographia.simulate.degrade import REACH_PX, aberrated, degrade, moved, sample_displaced
 from micrographia.simulate.imaging import disc_maps, render_patches
-from micrographia.simulate.motion import HOP_A, REST_A, motion_field
+from micrographia.simulate.motion import HOP_A, motion_field
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scattering import cross_section_A2
 
@@ -319,7 +319,6 @@ def _motion(
         min(hops * pixel_size_A, 1.0),
         HOP_A / pixel_size_A,
         tremble / pixel_size_A,
-        REST_A / pixel_size_A,
         rng,
     ).astype(np.float32)
 
