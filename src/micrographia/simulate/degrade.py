@@ -244,12 +244,10 @@ def _scan_displacement(
 
 
 def sample_displaced(images: Tensor, displacement: Tensor) -> Tensor:
-    """Read ``[N, H, W]`` images at ``(column + dx, row + dy)``: one ``(dx, dy)`` per line ``[N, H, 2]`` or per pixel."""
+    """Read ``[N, H, W]`` images at ``(column + dx[row], row + dy[row])``."""
     _, height, width = images.shape
-    if displacement.ndim == 3:
-        displacement = displacement[:, :, None]
-    x = torch.arange(width, device=images.device) + displacement[..., 0]
-    y = torch.arange(height, device=images.device)[None, :, None] + displacement[..., 1]
+    x = torch.arange(width, device=images.device) + displacement[:, :, :1]
+    y = torch.arange(height, device=images.device)[None, :, None] + displacement[:, :, 1:]
     grid = torch.stack([2 * x / max(width - 1, 1) - 1, (2 * y / max(height - 1, 1) - 1).expand_as(x)], dim=-1)
     sampled = torch.nn.functional.grid_sample(
         images[:, None], grid, mode="bicubic", padding_mode="reflection", align_corners=True

@@ -25,7 +25,6 @@ from micrographia.simulate.crystals import LARGEST_STRAIN, build_crystal
 from micrographia.simulate.defects import DefectSpec, introduce_defects
 from micrographia.simulate.degrade import REACH_PX, aberrated, degrade, moved, sample_displaced
 from micrographia.simulate.imaging import disc_maps, render_patches
-from micrographia.simulate.motion import HOP_A, motion_field
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scattering import cross_section_A2
 
@@ -52,10 +51,6 @@ class Specimen:
     """Range of areal densities of the heavy atoms of single-atoms, per nm²."""
     clustering: tuple[float, float] = (0.0, 0.9)
     """Range of the share of single atoms that sit within a few Å of another one, in pairs, chains and heaps."""
-    hops_per_A: tuple[float, float] = (0.0, 0.0)
-    """Range of the chance that a single atom hops while the beam advances by one Å along the slow axis."""
-    tremble_A: tuple[float, float] = (0.0, 0.0)
-    """Range of the root-mean-square displacement of a single atom from line to line, of its own, Å."""
     holes: float = 0.05
     """Fraction of images in which the specimen has a hole or an edge."""
     angle_deg: tuple[float, float] = (0.0, 360.0)
@@ -93,8 +88,6 @@ class Specimen:
         for name, least, most in (
             ("atoms_per_nm2", 0, 10),
             ("clustering", 0, 1),
-            ("hops_per_A", 0, 10),
-            ("tremble_A", 0, 10),
             ("angle_deg", -3600, 3600),
             ("contrast", 0, 10),
         ):
@@ -283,12 +276,6 @@ def _simulate_group(
         contrast = [rng.uniform(*specimen.contrast) for rng in rngs]
         settings = [aberrated(optics, c, rng)[0] for c, rng in zip(own, rngs, strict=True)]
         noise_free = render_scenes(scenes, settings, contrast, big, pixel_size_A)
-        if specimen.hops_per_A[1] or specimen.tremble_A[1]:
-            field = [
-                _motion(s, specimen, big, pixel_size_A, np.random.default_rng([seed, i, 2]))
-                for i, s in enumerate(scenes, start)
-            ]
-            noise_free = sample_displaced(noise_free, torch.from_numpy(np.stack(field))).clamp_min(0)
         # One by one, each with its own generator: no image depends on how many follow it.
         parts = [
             degrade(image[None], c, pixel_size_A, torch.Generator().manual_seed(int(rng.integers(2**62))))
@@ -305,22 +292,6 @@ def _simulate_group(
         sites.append((np.full(inside.sum(), start + k), x[inside], y[inside], scene.site_kind[inside]))
     columns = tuple(np.concatenate(part) for part in zip(*sites, strict=True))
     return np.ascontiguousarray(images), np.ascontiguousarray(clean), columns
-
-
-def _motion(
-    scene: Scene, specimen: Specimen, shape: tuple[int, int], pixel_size_A: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw how the labelled atoms move during the scan, as a field of displacements ``[H, W, 2]``."""
-    hops, tremble = rng.uniform(*specimen.hops_per_A), rng.uniform(*specimen.tremble_A)
-    return motion_field(
-        scene.site_x_A / pixel_size_A,
-        scene.site_y_A / pixel_size_A,
-        shape,
-        min(hops * pixel_size_A, 1.0),
-        HOP_A / pixel_size_A,
-        tremble / pixel_size_A,
-        rng,
-    ).astype(np.float32)
 
 
 def label_maps(

@@ -151,14 +151,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "sampling_A": 0.3,
         "tolerance_A": 1.5,
         "typical_spot_A": 1.3,
-        "specimen": {
-            "material": "single-atoms",
-            "element": "Re",
-            "holes": 0.0,
-            # From atoms at rest to atoms of which half a spot is seen.
-            "hops_per_A": [0.0, 0.4],
-            "tremble_A": [0.0, 0.4],
-        },
+        "specimen": {"material": "single-atoms", "element": "Re", "holes": 0.0},
         "optics": {"energy_keV": 200.0, "convergence_mrad": 22.0, "inner_mrad": 70.0},
         # Films are many times thicker than the heavy atoms' 2 nm support that is simulated atom by atom.
         "fit": {
