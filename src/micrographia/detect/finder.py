@@ -279,10 +279,13 @@ class DefectFinder:
 
             return function
 
-        tile = _fitting_tile(max(scaled.shape))
+        tile = _fitting_tile(scaled.shape[0]), _fitting_tile(scaled.shape[1])
+        batch = 1 if where.type == "cpu" else 8  # one tile at a time stays in a processor's cache
+        maps = []
         for network in self.networks:
             network.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        return np.stack([apply_tiled(apply(n), image, tile, OVERLAP_PX).numpy() for n in self.networks])
+            maps.append(apply_tiled(apply(network), image, tile, OVERLAP_PX, batch, extend=False).numpy())
+        return np.stack(maps)
 
     def _peaks(self, scaled: np.ndarray, name: str, device: str = "cpu") -> pd.DataFrame:
         maps = self._maps(scaled, device)
@@ -408,7 +411,7 @@ class DefectFinder:
 
 def _fitting_tile(length: int) -> int:
     """Return the edge of tiles that cover `length` px with little to spare (see `patches.apply_tiled`)."""
-    covered = length - OVERLAP_PX // 2  # tiles overlap, and reach beyond the image by a quarter of that
+    covered = length - OVERLAP_PX
     tiles = max(1, -(-covered // (LONGEST_TILE_PX - OVERLAP_PX)))
     return max(128, OVERLAP_PX + 8 * -(-covered // (8 * tiles)))
 
