@@ -291,10 +291,10 @@ class DefectFinder:
         maps = self._maps(scaled, device)
         radius_px = self.config.radius_A / self.pixel_size_A
         sites = find_peaks(maps.mean(axis=0), self.kinds, radius_px, FAINTEST, name)
-        rows = sites["y_px"].round().astype(int).clip(0, scaled.shape[0] - 1)
-        cols = sites["x_px"].round().astype(int).clip(0, scaled.shape[1] - 1)
-        channel = sites["kind"].map({k: i for i, k in enumerate(self.kinds)}).to_numpy(int)
         if len(self.networks) > 1:
+            rows = sites["y_px"].round().astype(int).clip(0, scaled.shape[0] - 1)
+            cols = sites["x_px"].round().astype(int).clip(0, scaled.shape[1] - 1)
+            channel = sites["kind"].map({k: i for i, k in enumerate(self.kinds)}).to_numpy(int)
             sites["uncertainty"] = maps[:, channel, rows, cols].std(axis=0, ddof=1)
         return sites
 
