@@ -203,6 +203,10 @@ def test_a_truncated_or_other_model_file_is_refused(trained, tmp_path):
     path = tmp_path / "detector.safetensors"
     trained[0].save(path)
     whole = path.read_bytes()
+    networks = {"member-0": torch.nn.Linear(2, 2)}
+    room.save_model(path, networks, room.load_model(path, "detector")[1], "detector")
+    with pytest.raises(UserError, match="train the detector again"):
+        DefectFinder.load(path)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated"):
         DefectFinder.load(path)

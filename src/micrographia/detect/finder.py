@@ -40,7 +40,7 @@ OVERLAP_PX, LONGEST_TILE_PX = 64, 576
 class DetectConfig:
     """How the network that finds sites is built and trained."""
 
-    steps: int = 500
+    steps: int = 620
     """Training steps."""
     batch: int = 8
     """Patches per step."""
@@ -55,7 +55,7 @@ class DetectConfig:
     levels: int = 2
     """Coarser levels of the network."""
     blocks: int = 1
-    """Residual blocks per level and side."""
+    """Residual blocks of each coarser level on the way down; on the way up every level has one."""
     gain_jitter: float = 0.15
     """Random change of each patch's gain and offset (standard deviation, in units of its contrast)."""
     noise_jitter: float = 0.1
@@ -404,7 +404,13 @@ class DefectFinder:
             finder.calibration = Calibration.from_dict(settings["calibration"])
         for name in sorted(states):
             network = _build(len(finder.kinds) + len(finder.others), finder.config, 0)
-            network.load_state_dict(states[name])
+            try:
+                network.load_state_dict(states[name])
+            except RuntimeError as error:
+                raise UserError(
+                    f"{path}: written by another version of micrographia, whose network is built otherwise; "
+                    "train the detector again."
+                ) from error
             finder.networks.append(network.eval())
         return finder
 
