@@ -53,10 +53,13 @@ def test_dihedral_is_the_group_of_the_square():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(4, 40), st.floats(0, 0.99), st.integers(1, 5))
-def test_identity_comes_back_for_any_geometry(height, width, tile, share, batch):
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.integers(4, 40), st.integers(4, 40), st.floats(0, 0.99),
+    st.integers(1, 5), st.booleans(),
+)  # fmt: skip
+def test_identity_comes_back_for_any_geometry(height, width, tall, wide, share, batch, extend):
     image = noise(2, height, width)
-    out = apply_tiled(lambda t: t, image, tile, int(share * tile), batch)
+    out = apply_tiled(lambda t: t, image, (tall, wide), int(share * min(tall, wide)), batch, extend)
     assert out.shape == image.shape
     torch.testing.assert_close(out, image, rtol=0, atol=1e-5)
 
@@ -68,6 +71,21 @@ def test_convolution_is_exact_when_the_overlap_is_four_radii():
     torch.testing.assert_close(out, whole, rtol=0, atol=1e-4)
     narrow = apply_tiled(lambda t: F.conv2d(t, kernel, padding=4), image, 64, 4)
     assert (narrow - whole).abs().max() > 1, "the test must be able to fail"
+
+
+def test_a_function_that_knows_borders_gets_the_image_as_it_is():
+    kernel = noise(1, 1, 9, 9, seed=1)
+    seen = []
+
+    def function(tiles: torch.Tensor) -> torch.Tensor:
+        seen.append(tiles.shape)
+        return F.conv2d(tiles, kernel, padding=4)  # zeros at the border: the worst that it could make of it
+
+    for height, width in ((112, 160), (64, 64)):
+        image = noise(1, height, width)
+        out = apply_tiled(function, image, 64, 16, extend=False)
+        torch.testing.assert_close(out, F.conv2d(image[None], kernel, padding=4)[0], rtol=0, atol=1e-4)
+    assert [shape[0] for shape in seen] == [6, 1]
 
 
 def test_function_with_a_stride_sees_one_phase():

@@ -81,7 +81,12 @@ def dihedral_inverse(tensor: Tensor, k: int) -> Tensor:
 
 @torch.inference_mode()
 def apply_tiled(
-    function: Callable[[Tensor], Tensor], image: Tensor, tile: int, overlap: int, batch: int = 8
+    function: Callable[[Tensor], Tensor],
+    image: Tensor,
+    tile: int | tuple[int, int],
+    overlap: int,
+    batch: int = 8,
+    extend: bool = True,
 ) -> Tensor:
     """Apply `function` to overlapping tiles of one image and blend the results without seams.
 
@@ -95,12 +100,15 @@ def apply_tiled(
     Parameters
     ----------
     function : callable
-        ``[B, C, tile, tile]`` -> ``[B, C', tile, tile]``.
+        ``[B, C, height, width of a tile]`` -> ``[B, C', height, width of a tile]``.
     image : tensor ``[C, H, W]``
     tile, overlap : int
-        Edge of a tile, and overlap of neighbouring tiles, in pixels.
+        Edge of a tile (or its height and width), and overlap of neighbouring tiles, in pixels.
     batch : int
         Tiles per call of `function`.
+    extend : bool
+        False: the first tiles begin where the image does, and what `function` gives at its border counts.
+        Saves time with a network that learnt from patches and so knows borders.
 
     Returns
     -------
@@ -111,45 +119,49 @@ def apply_tiled(
     UserError
         The overlap is not smaller than the tile.
     """
-    if not 0 <= overlap < tile:
+    tall, wide = tile if isinstance(tile, tuple) else (tile, tile)
+    if not 0 <= overlap < min(tall, wide):
+        edge = min(tall, wide)
         raise UserError(
-            f"The overlap of tiles must be 0 to {tile - 1} pixels for tiles of {tile}, got {overlap}."
+            f"The overlap of tiles must be 0 to {edge - 1} pixels for tiles of {edge}, got {overlap}."
         )
-    margin, step = overlap // 4, tile - overlap
+    margin = overlap // 4
+    beyond = margin if extend else 0
     height, width = image.shape[-2:]
-    tops, rows = _grid(height, tile, step, margin)
-    lefts, columns = _grid(width, tile, step, margin)
+    tops, rows = _grid(height, tall, tall - overlap, beyond)
+    lefts, columns = _grid(width, wide, wide - overlap, beyond)
+    if (len(rows), len(columns)) == (height, width) == (tall, wide):  # one tile is the image itself
+        return function(image[None])[0]
     extended = image[:, rows.to(image.device)][:, :, columns.to(image.device)]
     corners = [(top, left) for top in tops for left in lefts]
 
-    fade = _taper(tile, overlap, margin)
     total = weight = torch.empty(0)
     for start in range(0, len(corners), batch):
         some = corners[start : start + batch]
-        tiles = function(torch.stack([extended[:, y : y + tile, x : x + tile] for y, x in some]))
+        tiles = function(torch.stack([extended[:, y : y + tall, x : x + wide] for y, x in some]))
         if start == 0:
-            window = (fade[:, None] * fade).to(tiles)
+            window = (_taper(tall, overlap, margin)[:, None] * _taper(wide, overlap, margin)).to(tiles)
             total = tiles.new_zeros(tiles.shape[1], len(rows), len(columns))
             weight = tiles.new_zeros(len(rows), len(columns))
         for (y, x), result in zip(some, tiles, strict=True):
-            total[:, y : y + tile, x : x + tile] += result * window
-            weight[y : y + tile, x : x + tile] += window
-    inside = (..., slice(margin, margin + height), slice(margin, margin + width))
+            total[:, y : y + tall, x : x + wide] += result * window
+            weight[y : y + tall, x : x + wide] += window
+    inside = (..., slice(beyond, beyond + height), slice(beyond, beyond + width))
     return total[inside] / weight[inside]
 
 
-def _grid(length: int, tile: int, step: int, margin: int) -> tuple[range, Tensor]:
+def _grid(length: int, tile: int, step: int, beyond: int) -> tuple[range, Tensor]:
     """Starts of the tiles along one axis of the extended image, and the source pixel of every place."""
-    steps = max(0, -(-(length + 2 * margin - tile) // step))
-    position = torch.arange(steps * step + tile) - margin
+    steps = max(0, -(-(length + 2 * beyond - tile) // step))
+    position = torch.arange(steps * step + tile) - beyond
     period = max(2 * (length - 1), 1)
     folded = position.remainder(period)
     return range(0, steps * step + 1, step), torch.minimum(folded, period - folded).clamp(max=length - 1)
 
 
 def _taper(tile: int, overlap: int, margin: int) -> Tensor:
-    """Weight along one edge of a tile: 0 over `margin`, a raised cosine over the rest of the overlap, 1."""
+    """Weight along one edge of a tile: next to 0 over `margin`, a raised cosine over the other overlap, 1."""
     inset = torch.arange(tile) - margin + 0.5
     inset = torch.minimum(inset, inset.flip(0))
     ramp = (inset / max(overlap - 2 * margin, 1)).clamp(0, 1)
-    return torch.sin(torch.pi / 2 * ramp) ** 2
+    return (torch.sin(torch.pi / 2 * ramp) ** 2).clamp_min(1e-6)  # not 0, for where no other tile reaches

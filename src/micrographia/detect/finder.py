@@ -40,7 +40,7 @@ OVERLAP_PX, LONGEST_TILE_PX = 64, 576
 class DetectConfig:
     """How the network that finds sites is built and trained."""
 
-    steps: int = 500
+    steps: int = 620
     """Training steps."""
     batch: int = 8
     """Patches per step."""
@@ -55,7 +55,7 @@ class DetectConfig:
     levels: int = 2
     """Coarser levels of the network."""
     blocks: int = 1
-    """Residual blocks per level and side."""
+    """Residual blocks of each coarser level on the way down; on the way up every level has one."""
     gain_jitter: float = 0.15
     """Random change of each patch's gain and offset (standard deviation, in units of its contrast)."""
     noise_jitter: float = 0.1
@@ -279,19 +279,22 @@ class DefectFinder:
 
             return function
 
-        tile = _fitting_tile(max(scaled.shape))
+        tile = _fitting_tile(scaled.shape[0]), _fitting_tile(scaled.shape[1])
+        batch = 1 if where.type == "cpu" else 8  # one tile at a time stays in a processor's cache
+        maps = []
         for network in self.networks:
             network.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        return np.stack([apply_tiled(apply(n), image, tile, OVERLAP_PX).numpy() for n in self.networks])
+            maps.append(apply_tiled(apply(network), image, tile, OVERLAP_PX, batch, extend=False).numpy())
+        return np.stack(maps)
 
     def _peaks(self, scaled: np.ndarray, name: str, device: str = "cpu") -> pd.DataFrame:
         maps = self._maps(scaled, device)
         radius_px = self.config.radius_A / self.pixel_size_A
         sites = find_peaks(maps.mean(axis=0), self.kinds, radius_px, FAINTEST, name)
-        rows = sites["y_px"].round().astype(int).clip(0, scaled.shape[0] - 1)
-        cols = sites["x_px"].round().astype(int).clip(0, scaled.shape[1] - 1)
-        channel = sites["kind"].map({k: i for i, k in enumerate(self.kinds)}).to_numpy(int)
         if len(self.networks) > 1:
+            rows = sites["y_px"].round().astype(int).clip(0, scaled.shape[0] - 1)
+            cols = sites["x_px"].round().astype(int).clip(0, scaled.shape[1] - 1)
+            channel = sites["kind"].map({k: i for i, k in enumerate(self.kinds)}).to_numpy(int)
             sites["uncertainty"] = maps[:, channel, rows, cols].std(axis=0, ddof=1)
         return sites
 
@@ -401,14 +404,20 @@ class DefectFinder:
             finder.calibration = Calibration.from_dict(settings["calibration"])
         for name in sorted(states):
             network = _build(len(finder.kinds) + len(finder.others), finder.config, 0)
-            network.load_state_dict(states[name])
+            try:
+                network.load_state_dict(states[name])
+            except RuntimeError as error:
+                raise UserError(
+                    f"{path}: written by another version of micrographia, whose network is built otherwise; "
+                    "train the detector again."
+                ) from error
             finder.networks.append(network.eval())
         return finder
 
 
 def _fitting_tile(length: int) -> int:
     """Return the edge of tiles that cover `length` px with little to spare (see `patches.apply_tiled`)."""
-    covered = length - OVERLAP_PX // 2  # tiles overlap, and reach beyond the image by a quarter of that
+    covered = length - OVERLAP_PX
     tiles = max(1, -(-covered // (LONGEST_TILE_PX - OVERLAP_PX)))
     return max(128, OVERLAP_PX + 8 * -(-covered // (8 * tiles)))
 

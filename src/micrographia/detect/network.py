@@ -14,6 +14,7 @@ class ResidualUNet(nn.Module):
 
     A 2x2 pixel-unshuffle opens it and a pixel-shuffle closes it: micrographs are sampled well beyond their
     information limit, so the finest level of a plain U-Net costs most of the time and sees mainly noise.
+    For the same reason the first level has a residual block only on the way up.
 
     Parameters
     ----------
@@ -24,7 +25,7 @@ class ResidualUNet(nn.Module):
     levels : int
         Number of coarser levels below the first.
     blocks : int
-        Residual blocks at each level on either side.
+        Residual blocks on the way down at each coarser level; on the way up there is one at every level.
 
     Notes
     -----
@@ -38,7 +39,7 @@ class ResidualUNet(nn.Module):
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(2), nn.Conv2d(4, width, 5, padding=2, padding_mode="reflect")
         )
-        self.encoder = nn.ModuleList(_stack(w, blocks) for w in widths[:-1])
+        self.encoder = nn.ModuleList(_stack(w, blocks if w > width else 0) for w in widths[:-1])
         self.downs = nn.ModuleList(down(a, b) for a, b in pairwise(widths))
         self.bottom = _stack(widths[-1], blocks)
         self.ups = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
