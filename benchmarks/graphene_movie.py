@@ -117,7 +117,12 @@ def main(seeds: int) -> None:
     spread = values.std(axis=0, ddof=1) if seeds > 1 else np.zeros(4)
     means = ", ".join(
         f"{name} {m:.3f} ± {s:.3f}"
-        for name, m, s in zip(("Spearman", "grain's angle", "atom's angle", "ring classes"), values.mean(axis=0), spread, strict=True)
+        for name, m, s in zip(
+            ("Spearman", "grain's angle", "atom's angle", "ring classes"),
+            values.mean(axis=0),
+            spread,
+            strict=True,
+        )
     )
     text = (
         f"Movies of {FRAMES} frames of {FIELD_A:g} Å that lose order (`simulate.graphene_movie`, one for each seed). Atoms are "
