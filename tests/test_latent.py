@@ -117,6 +117,16 @@ def test_few_labels_name_the_classes():
     assert (model.fit(truth.images, labels).predict(truth.images) == truth.kind).mean() >= 0.95
 
 
+def test_labels_of_upright_patches_serve_turned_ones():
+    truth = cards(500, size_px=16, rotation_deg=180, shear=0.2, seed=5)
+    labelled = (np.abs(truth.angle_deg) < 15) & (np.arange(500) % 2 == 0)
+    config = VaeConfig(epochs=10, hidden=64)
+    model = presets.semi_supervised_rvae(4, n=1, prior_px=0.5, config=config)
+    found = model.fit(truth.images, np.where(labelled, truth.kind, -1)).predict(truth.images)
+    assert labelled.sum() < 30
+    assert (found == truth.kind)[np.abs(truth.angle_deg) > 60].mean() >= 0.95
+
+
 def test_interrupted_training_ends_bit_for_bit_the_same(tmp_path):
     class Stop(Exception):
         pass
