@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from scipy.spatial import cKDTree
 
+from micrographia.atoms.find import find_atoms
 from micrographia.cli.main import main
 from micrographia.errors import UserError
-from micrographia.io import write_image
+from micrographia.io import read_images, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.graphene_movie import graphene_movie
 from micrographia.workflows.explore import explore
@@ -186,6 +187,41 @@ def test_own_sites_can_carry_values_that_the_others_are_given(movie, tmp_path):
         load_recipe("explore", ["latent.latents=1", "embedding=umap"])
     with pytest.raises(UserError, match="'much', which is no finite number"):
         explore([movie[0]], recipe, tmp_path / "other", tmp_path / "text.csv", say=lambda text: None)
+
+
+def test_what_is_known_to_be_impossible_leaves_no_run_folder(movie, tmp_path):
+    for setting in ("patches.window_A=40", "latent.model=semi_supervised_rvae"):
+        with pytest.raises(UserError):
+            explore([movie[0]], load_recipe("explore", [*QUICK, setting]), tmp_path / "run", say=print)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sites_of_other_images_are_left_out(movie, tmp_path):
+    frame = read_images(movie[0] / "frame-0.tif")[0]
+    own = find_atoms([frame]).drop(columns="frame")
+    both = pd.concat([own.assign(image="frame-0.tif"), own.assign(image="elsewhere.tif")])
+    both.to_csv(tmp_path / "sites.csv", index=False)
+    heard = []
+    found = explore(
+        [movie[0] / "frame-0.tif"],
+        load_recipe("explore", QUICK),
+        tmp_path / "run",
+        tmp_path / "sites.csv",
+        say=heard.append,
+    )
+    assert len(found.sites) == len(own)
+    assert any(f"{len(own)} of {len(both)} sites are in other images" in line for line in heard)
+    both.assign(image=np.where(both["image"] == "frame-0.tif", "a.tif", "b.tif")).to_csv(
+        tmp_path / "others.csv", index=False
+    )
+    with pytest.raises(UserError, match="names 2 images"):
+        explore(
+            [movie[0] / "frame-0.tif"],
+            load_recipe("explore", QUICK),
+            tmp_path / "b",
+            tmp_path / "others.csv",
+            say=print,
+        )
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,54 @@ def test_labels_of_upright_patches_serve_turned_ones():
     assert (found == truth.kind)[np.abs(truth.angle_deg) > 60].mean() >= 0.95
 
 
+def test_magnification_comes_back():
+    truth = motifs(400, size_px=24, rotation_deg=30, seed=6)
+    log_scale = np.random.default_rng(6).normal(0, 0.15, 400)
+    none = torch.zeros(400)
+    pose = Pose(none, torch.zeros(400, 2), torch.from_numpy(-log_scale).float())
+    larger = upright(torch.from_numpy(truth.images)[:, None], pose)[:, 0].numpy()
+    model = presets.rvae(range_deg=30, scale=0.15, config=VaeConfig(epochs=25, batch=40, hidden=64))
+    codes = model.fit(larger).transform(larger)
+    found = np.log(codes[:, list(model.get_feature_names_out()).index("scale")])
+    assert np.corrcoef(found, log_scale)[0, 1] > 0.9
+
+
+def test_a_refused_fit_leaves_the_model_as_it_was():
+    def fail(sample):
+        raise RuntimeError("a term that fails")
+
+    images, values = small(), np.linspace(0, 1, 40)
+    model = presets.regression_rvae(config=QUICK).fit(images, values)
+    before = model.predict(images)
+    with pytest.raises(UserError, match="fewer than a batch"):
+        model.fit(images[:5, None], values[:5])
+    model.terms = (fail,)
+    with pytest.raises(RuntimeError, match="a term that fails"):
+        model.fit(images, 1000 * values)
+    np.testing.assert_array_equal(model.predict(images), before)
+    assert model.reconstruct(images).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Continuous(2.5), lambda: Discrete(3.0), lambda: Classes(2.5), lambda: Condition("1")]
+)
+def test_blocks_count_in_whole_numbers(make):
+    with pytest.raises(UserError, match="whole"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (np.where(np.arange(40) == 3, np.nan, 1.0), "1 of the conditions are NaN"),
+        (np.array(["low", "high"] * 20), "number classes from 0"),
+    ],
+)
+def test_conditions_that_are_no_numbers_are_explained(condition, message):
+    with pytest.raises(UserError, match=message):
+        presets.conditional_vae(config=QUICK).fit(small(), condition=condition)
+
+
 def test_interrupted_training_ends_bit_for_bit_the_same(tmp_path):
     class Stop(Exception):
         pass

@@ -123,6 +123,10 @@ def frame_numbers(sites: pd.DataFrame, frames: Frames) -> np.ndarray:
             )
         return number.astype(int)
     if len(frames) == 1:
+        if "image" in sites.columns and sites["image"].nunique() > 1:
+            raise UserError(
+                f"The table of sites names {sites['image'].nunique()} images, but there is only {frames.names[0]}; keep its rows."
+            )
         return np.zeros(len(sites), dtype=int)
     if len(set(frames.names)) < len(frames):
         raise UserError(

@@ -112,7 +112,8 @@ def _add_run_folder(parser: argparse.ArgumentParser, default: str | None) -> Non
 def _add_sites(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sites", type=Path, default=None, metavar="FILE",
-        help="explore: table of sites to use instead of finding atoms (CSV or Parquet: image or frame, x_px, y_px, kind)",
+        help="explore: table of sites to use instead of finding atoms (CSV or Parquet: image or frame, x_px, y_px, kind; label or "
+        "value where the model learns from them)",
     )  # fmt: skip
 
 

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from numbers import Integral
 
 from micrographia.errors import UserError
 
 #: Widest cell, in degrees, that one candidate angle covers.
 CELL_DEG = 24.0
+
+
+def _whole(number: object, least: int) -> bool:
+    return isinstance(number, Integral) and number >= least
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ class Continuous:
     capacity: Capacity | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1:
+        if not _whole(self.n, 1):
             raise UserError(
-                f"Continuous({self.n}): a code needs at least 1 number; leave the block out instead."
+                f"Continuous({self.n}): a code needs a whole number, at least 1; leave the block out instead."
             )
         if self.beta < 0:
             raise UserError(f"Continuous: beta = {self.beta} is not possible; give 0 or more.")
@@ -114,8 +119,8 @@ class Discrete:
     k: int = 4
 
     def __post_init__(self) -> None:
-        if self.k < 2:
-            raise UserError(f"Discrete({self.k}): give at least 2 classes.")
+        if not _whole(self.k, 2):
+            raise UserError(f"Discrete({self.k}): give at least 2 classes, a whole number.")
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ class Classes:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 2:
-            raise UserError(f"Classes({self.k}): give at least 2 classes.")
+        if not _whole(self.k, 2):
+            raise UserError(f"Classes({self.k}): give at least 2 classes, a whole number.")
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,8 @@ class Condition:
     n: int = 1
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise UserError(f"Condition({self.n}): give at least 1 number.")
+        if not _whole(self.n, 1):
+            raise UserError(f"Condition({self.n}): give a whole number, at least 1.")
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class Values:
     """Weight of the log-likelihood of the known values under the encoder."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not self.weight > 0:
+        if not _whole(self.n, 1) or not self.weight > 0:
             raise UserError(f"{self} is not possible: give at least 1 number, and a weight of more than 0.")
 
 

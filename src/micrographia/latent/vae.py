@@ -98,22 +98,22 @@ class VAE(TransformerMixin, BaseEstimator):
             After Ctrl-C; the state is kept in `folder`.
         """
         latent, config = gather(self.blocks), self.config or VaeConfig()
-        images, self._flat = _as_stack(X)
+        images, flat = _as_stack(X)
         n = len(images)
         _check_training(images, config)
         labels = _labels(y, latent, n)
-        known, self._value_scale = _values(y, latent, n)
-        given, self._given_scale = _conditions(condition, latent.condition, n, None)
-        self.shape_ = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        known, value_scale = _values(y, latent, n)
+        given, given_scale = _conditions(condition, latent.condition, n, None)
+        shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         per_epoch = n // config.batch
         steps = per_epoch * config.epochs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self._network = LatentNetwork(latent, self.shape_, config)
+            network = LatentNetwork(latent, shape, config)
         mean, std = (torch.from_numpy(f(images, axis=(0, 2, 3), dtype=np.float64)) for f in (np.mean, np.std))
-        self._network.learn_scale(mean.float(), std.float())
+        network.learn_scale(mean.float(), std.float())
         mean_, std_ = (t.float()[:, None, None] for t in (mean, std))
-        model = LatentTraining(self._network, steps, self.terms)
+        model = LatentTraining(network, steps, self.terms)
         labelled = np.flatnonzero((labels >= 0) | np.isfinite(known).any(axis=1))
         order: dict[int, np.ndarray] = {}
 
@@ -149,8 +149,9 @@ class VAE(TransformerMixin, BaseEstimator):
             )  # fmt: skip
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
-        self.history_ = result.history
-        self._network.eval()
+        # Only now: a fit that fails leaves what was learnt before.
+        self._network, self.history_ = network.eval(), result.history
+        self.shape_, self._flat, self._given_scale, self._value_scale = shape, flat, given_scale, value_scale
         return self
 
     def transform(self, X: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
@@ -419,9 +420,14 @@ def _labels(y: Any, latent: Blocks, n: int) -> np.ndarray:
     k = latent.discrete.k
     if y is None:
         raise UserError(f"Classes({k}) needs labels y [N]: 0 to {k - 1}, -1 = unknown; or use Discrete({k}).")
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:
+        raise UserError(f"Labels must be {n} whole numbers, one for each patch ({error}).") from error
     if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.number) or not np.isfinite(labels).all():
-        raise UserError(f"Labels must be {n} whole numbers, one for each patch (-1 = unknown).")
+        raise UserError(
+            f"Labels must be {n} whole numbers, one for each patch (-1 = unknown); number your classes from 0."
+        )
     labels = labels.astype(np.int64)
     if (np.asarray(y) != labels).any():
         raise UserError("Labels must be whole numbers (-1 = unknown).")
@@ -487,12 +493,14 @@ def _conditions(
     if scale == ["labels"]:
         raise UserError("This model was trained on labels as conditions; give integers.")
     array = array[:, None] if array.ndim == 1 else array
-    if (
-        array.shape != (n, block.n)
-        or not np.issubdtype(array.dtype, np.number)
-        or not np.isfinite(array).all()
-    ):
-        raise UserError(f"Conditions must be finite numbers [{n}, {block.n}], got {list(array.shape)}.")
+    if array.shape != (n, block.n) or not np.issubdtype(array.dtype, np.number):
+        raise UserError(
+            f"Conditions must be numbers [{n}, {block.n}] or whole-number labels [{n}], got {list(array.shape)} of "
+            f"{array.dtype}; number classes from 0."
+        )
+    if not np.isfinite(array).all():
+        bad = (~np.isfinite(array)).sum()
+        raise UserError(f"{bad} of the conditions are NaN or infinite; leave those patches out.")
     if scale is None:
         scale = [array.mean(axis=0).tolist(), np.maximum(array.std(axis=0), 1e-12).tolist()]
     return ((array - np.array(scale[0])) / np.array(scale[1])).astype(np.float32), scale

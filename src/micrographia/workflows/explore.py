@@ -129,6 +129,9 @@ def explore(
     if series:  # one magnification for all frames, whatever each frame's lattice says
         size_A = float(np.median([m.pixel_size_A for m in scaled]))
         scaled = [m.with_pixel_size(size_A, m.pixel_size_source) for m in scaled]
+    if own_sites is not None:
+        own_sites = _of_these(own_sites, scaled, say)
+    _check_before(scaled, own_sites, recipe)
     run = RunFolder(out, recipe, resume)
     told = f"{len(scaled)} frames of a movie" if series else f"{len(scaled)} images"
     say(f"{told}, device {device}, run folder {run.path}")
@@ -181,6 +184,32 @@ def explore(
     write_explore_report(run, found, recipe)
     say(f"{len(table)} atoms; open {run.path / 'report.html'}")
     return found
+
+
+def _of_these(sites: pd.DataFrame, images: Sequence[Micrograph], say: Say) -> pd.DataFrame:
+    """The sites of these images, where a table tells of others, too."""
+    if "frame" in sites or "image" not in sites:
+        return sites
+    here = sites["image"].isin([m.name for m in images])
+    if here.all() or not here.any():
+        return sites
+    say(f"{(~here).sum()} of {len(sites)} sites are in other images and left out")
+    return sites[here].reset_index(drop=True)
+
+
+def _check_before(images: Sequence[Micrograph], sites: pd.DataFrame | None, recipe: ExploreRecipe) -> None:
+    """What can be known to be impossible before a run folder is begun."""
+    for image in images:
+        edge_A = min(image.shape) * float(image.pixel_size_A or np.nan)
+        if recipe.patches.window_A > edge_A:
+            raise UserError(
+                f"{image.name}: the window of {recipe.patches.window_A:g} Å is larger than the image ({edge_A:.3g} Å, "
+                f"{min(image.shape)} px); lower patches.window_A (--window), or check the pixel size."
+            )
+    if sites is not None:
+        frame_numbers(sites, as_frames(images))
+    if recipe.latent.model in ("semi_supervised_rvae", "regression_rvae"):
+        _known(pd.DataFrame() if sites is None else sites, recipe.latent)
 
 
 def _is_series(images: Sequence[Micrograph], recipe: ExploreRecipe) -> bool:

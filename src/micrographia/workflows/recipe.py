@@ -269,7 +269,8 @@ def _apply_change(values: dict[str, Any], change: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word: --set specimen.material=MoS2
     *path, last = _split_key(key.strip())
-    if not path and last in {f.name for f in fields(Specimen)} - {f.name for f in fields(Recipe)}:
+    alone = {f.name for f in fields(Specimen)} - {f.name for f in fields(Recipe)}
+    if not path and last in alone and values.get("journey", "find") == "find":
         path = ["specimen"]  # --set element=Re
     for part in path:
         values = values.setdefault(part, {})
