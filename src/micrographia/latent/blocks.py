@@ -18,7 +18,7 @@ CELL_DEG = 24.0
 
 
 def _whole(number: object, least: int) -> bool:
-    return isinstance(number, Integral) and number >= least
+    return isinstance(number, Integral) and int(number) >= least
 
 
 @dataclass(frozen=True)
