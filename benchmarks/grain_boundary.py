@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from common import DOCS, publish, table
 from graphene_movie import angle_error_deg
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
@@ -23,6 +24,7 @@ from micrographia.bonds import bond_graph, ring_statistics
 from micrographia.metrics.matching import match_sites
 from micrographia.plots.colouring import by_angle, by_value, draw_key
 from micrographia.plots.maps import draw_sites
+from micrographia.plots.palette import COLOURS
 from micrographia.plots.pictures import scale_bar
 from micrographia.workflows.explore import Exploration, explore
 from micrographia.workflows.recipe import built_in
@@ -57,15 +59,29 @@ def tilt_deg(angles_deg: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> fl
     return min(between, 360 / SYMMETRY - between)
 
 
-def picture(found: Exploration, atoms: pd.DataFrame, ordered: str) -> Figure:
-    """The image, the angle of each surroundings, and the latent that follows the order."""
+def picture(found: Exploration, atoms: pd.DataFrame, ordered: str, positions: np.ndarray) -> Figure:
+    """The image, the angle of each surroundings, the latent that follows the order; the rings of the found and the given atoms."""
     image = found.images[0]
-    shown = Figure(figsize=(11, 3.4), layout="constrained")
-    plain, turned, order = shown.subplots(1, 3)
-    plain.imshow(image.data, cmap="gray")
-    plain.set_title("image", loc="left", fontsize=9)
-    plain.set_axis_off()
-    scale_bar(plain, image.pixel_size_A)
+    shown = Figure(figsize=(11, 6.6), layout="constrained")
+    (plain, turned, order), (own, given, empty) = shown.subplots(2, 3)
+    empty.set_axis_off()
+    rings = (
+        (own, found.sites[["x_px", "y_px"]].to_numpy(), "bonds of the found atoms"),
+        (given, positions, "bonds of the given positions"),
+    )
+    for axes, xy, title in ((plain, None, "image"), *rings):
+        axes.imshow(image.data, cmap="gray")
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.set_axis_off()
+        scale_bar(axes, image.pixel_size_A)
+        if xy is not None:
+            graph = bond_graph(image.pixel_size_A * xy)
+            axes.add_collection(LineCollection(xy[graph.edges], colors="white", linewidths=0.5))
+            for atoms_of_ring, colour in ((5, COLOURS[0]), (7, COLOURS[1])):
+                faces = [xy[ring] for ring in graph.rings if len(ring) == atoms_of_ring]
+                axes.add_collection(PolyCollection(faces, facecolors=colour, alpha=0.8))
+                empty.plot([], [], "s", color=colour, label=f"{atoms_of_ring} atoms" if axes is own else None)
+    empty.legend(loc="center left", frameon=False)
     for axes, column, colouring in (
         (turned, "angle_deg", by_angle(symmetry=SYMMETRY)),
         (order, ordered, by_value(atoms[ordered].to_numpy(), ordered)),
@@ -94,7 +110,7 @@ def main(seeds: int) -> None:
         if seed == 0:
             about = {"synthetic": False, "generator": "benchmarks/grain_boundary.py"}
             (DOCS.parent / "images" / "grain-boundary.png").write_bytes(
-                figure_png(picture(found, atoms, ordered), about)
+                figure_png(picture(found, atoms, ordered, positions), about)
             )
         rows.append(
             [
@@ -108,12 +124,16 @@ def main(seeds: int) -> None:
         )
     numbers = np.array(rows)
     rings = ring_statistics([bond_graph(pixel_A * positions)]).iloc[0]
+    own_rings = ring_statistics([bond_graph(pixel_A * found.sites[["x_px", "y_px"]].to_numpy())]).iloc[0]
     text = (
         f"`micrographia run explore-graphene` on a real image of 40 Å (512² px); {len(found.sites)} atoms found, "
         f"{len(atoms)} of them with a whole window of {recipe.patches.window_A:g} Å, {seeds} seeds of the model. The judges are the "
         f"{len(positions)} positions that another network found in the same image (its authors' file), which nothing here has "
         f"learnt from: the direction of their bonds within {AROUND_A:g} Å, modulo 60°, and the order of it (1: all bonds agree). "
-        f"Their bonds make {rings['rings_5']:.0f} pentagons and {rings['rings_7']:.0f} heptagons."
+        f"Their bonds make {rings['rings_5']:.0f} pentagons and {rings['rings_7']:.0f} heptagons, one chain along the "
+        f"boundary. The found atoms make {own_rings['rings_5']:.0f} and {own_rings['rings_7']:.0f}, most of them pieces of that "
+        f"chain, and {own_rings['holes']:.0f} holes where an atom was missed or one was found too many (below, left): in an image of so "
+        "few electrons angles can be relied on, single rings cannot."
     )
     names = (
         f"found atoms within {TOLERANCE_A:g} Å of a position",
