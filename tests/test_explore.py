@@ -260,6 +260,10 @@ def test_impossible_recipes_are_refused_by_name(setting, message):
         load_recipe("explore", [setting])
 
 
+def test_a_material_is_set_by_its_own_name():
+    assert load_recipe("explore", ["material=graphene"]).material == "graphene"
+
+
 def test_the_two_kinds_of_recipe_are_not_mixed_up(movie, tmp_path, capsys):
     assert main(["explore", str(movie[0]), "--recipe", "wse2", "--out", str(tmp_path / "a")]) == 2
     assert "find defects" in capsys.readouterr().err

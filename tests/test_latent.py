@@ -305,6 +305,7 @@ def test_patches_that_cannot_be_learnt_from_are_explained(images, message):
         (np.zeros(39), "40 whole numbers"),
         (np.arange(40) / 2, "whole"),
         (np.array(["a"] * 40), "whole numbers"),
+        ([[0], [1, 2]], "whole numbers"),
     ],
 )
 def test_labels_that_do_not_fit_are_explained(labels, message):
