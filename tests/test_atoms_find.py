@@ -51,6 +51,25 @@ def test_every_column_of_a_noisy_crystal_is_found_on_an_uneven_background(materi
     assert recall > 0.98
 
 
+def test_the_neighbours_of_an_atom_that_outshines_all_others_are_found(monkeypatch):
+    atoms = build_crystal("graphene", (22, 20), angle_deg=11, rng=np.random.default_rng(0))
+    heavy = np.argmin(np.hypot(*(atoms.positions[:, :2] - (11, 10)).T))
+    atoms.symbols[heavy] = "Si"
+    image, _ = simulate_image(atoms, Optics(source_size_A=1.1, energy_keV=60), (100, 110), 0.2)
+    noisy = (image / image.max()).numpy() + 0.02 * np.random.default_rng(1).standard_normal((100, 110))
+    xy = atoms.positions[:, :2] / 0.2
+    beside = xy[np.hypot(*(xy - xy[heavy]).T) * 0.2 < 1.5]
+    assert len(beside) == 4
+
+    def reached() -> int:
+        found = find_atoms(noisy, pixel_size_A=0.2)[["x_px", "y_px"]].to_numpy()
+        return sum(np.hypot(*(found - place).T).min() * 0.2 < 0.5 for place in beside)
+
+    assert reached() == 4
+    monkeypatch.setattr("micrographia.atoms.find._OUTSHINES", np.inf)
+    assert reached() < 4  # what makes it hard: on its slope they are no maxima
+
+
 def test_dark_atoms_are_the_bright_ones_of_the_negative():
     clean, _ = _crystal("graphene")
     bright = find_atoms(clean, 0.35, pixel_size_A=PIXEL_A)

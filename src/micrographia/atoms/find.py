@@ -5,7 +5,8 @@ takes out noise finer and background broader than an atom: minus the scale-norma
 (``"log"``; Lindeberg, Int. J. Comput. Vis. 30, 79 (1998)), the difference of two Gaussians (``"dog"``), or a
 Gaussian minus a five times wider one (``"maxima"``: nearly the smoothed image itself, for isolated atoms).
 Local maxima are taken from the highest down, each clearing a disc around itself: a square window, as a maximum
-filter has, would lose atoms to the slope of a neighbour.
+filter has, would lose atoms to the slope of a neighbour. Even so, the neighbours of an atom that outshines all
+others (silicon in graphene) are no maxima on its slope: it is taken out of the image, and they are looked for again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _WIDER = {"dog": 1.6, "maxima": 5.0}
 _STANDS_OUT, _CERTAIN = 3.0, 5.0
 #: Below this fraction of the typical height, a maximum is not taken for an atom.
 _FAINTEST = 0.4
+#: An atom outshines the others at so many times the upper quartile of their heights; its slope reaches so many scales.
+_OUTSHINES, _SLOPE = 2.0, 5.0
 
 
 def find_atoms(
@@ -97,9 +100,13 @@ def find_atoms(
             raise UserError(f"{name}: the image is constant: there are no atoms in it.")
         response = _filter(image, sigma, method)
         noise = _response_noise(image, sigma, method)
-        x, y, height = _maxima(response, distance_A / frames.pixel_sizes_A[i], sigma)
-        least = automatic_threshold(height, noise) if threshold is None else threshold
-        x, y, height = (v[height >= least] for v in (x, y, height))
+        apart = distance_A / frames.pixel_sizes_A[i]
+        spots = np.stack(_maxima(response, apart, sigma))
+        least = automatic_threshold(spots[2], noise) if threshold is None else threshold
+        spots = spots[:, spots[2] >= least]
+        more = _outshone(image, spots, least, apart, sigma, method)
+        spots = np.concatenate([spots, more], axis=1)
+        x, y, height = spots[:, np.argsort(-spots[2], kind="stable")]
         confidence = height / (height + max(least, 1e-30))
         tables.append(make_sites(name, x, y, kind, confidence).assign(frame=i, height=height))
     return concat_sites(tables) if any(map(len, tables)) else tables[0]
@@ -201,6 +208,35 @@ def _filter(image: np.ndarray, sigma: float, method: Method) -> np.ndarray:
         return -(sigma**2) * ndimage.gaussian_laplace(image, sigma, mode="nearest")
     wide = ndimage.gaussian_filter(image, _WIDER[method] * sigma, mode="nearest")
     return ndimage.gaussian_filter(image, sigma, mode="nearest") - wide
+
+
+def _outshone(
+    image: np.ndarray, spots: np.ndarray, least: float, apart: float, sigma: float, method: Method
+) -> np.ndarray:
+    """Spots (x, y, height; ``[3, n]``) that are no maxima on the slopes of the few brightest of `spots`.
+
+    Each of these is taken out of the image: the median of every circle around it, which three or four neighbours
+    on the circle do not move.
+    """
+    height = spots[2]
+    bright = height > _OUTSHINES * np.quantile(height, 0.75) if len(height) else height > 0
+    if not bright.any():
+        return spots[:, :0]
+    rest, reach = image.astype(float), _SLOPE * sigma
+    for middle in spots[:2, bright].T:
+        left, top = np.maximum((middle - reach).astype(int), 0)
+        right, bottom = (middle + reach).astype(int) + 2
+        part = rest[top:bottom, left:right]
+        rows, columns = np.indices(part.shape)
+        distance = np.hypot(columns + left - middle[0], rows + top - middle[1])
+        circle = np.rint(distance).astype(int)
+        radii = np.unique(circle[distance <= reach])
+        falling = np.minimum.accumulate(ndimage.median(part, circle, radii))
+        part -= np.interp(distance, radii, falling - falling[-1])
+    more = np.stack(_maxima(_filter(rest, sigma, method), apart, sigma))
+    near = cKDTree(spots[:2, bright].T).query(more[:2].T)[0] <= reach
+    new = cKDTree(spots[:2].T).query(more[:2].T)[0] > apart
+    return more[:, (more[2] >= least) & near & new]
 
 
 def _response_noise(image: np.ndarray, sigma: float, method: Method) -> float:
