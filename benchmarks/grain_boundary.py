@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
-from micrographia.bonds import bond_graph, ring_statistics
+from micrographia.bonds import BondGraph, bond_graph, ring_statistics
 from micrographia.metrics.matching import match_sites
 from micrographia.plots.colouring import by_angle, by_value, draw_key
 from micrographia.plots.maps import draw_sites
@@ -36,6 +36,9 @@ SYMMETRY = 6
 AROUND_A, WHOLE = 4.0, 0.7
 #: As far as a position may lie from an atom.
 TOLERANCE_A = 0.5
+BOND_A = 1.42
+#: Rings that a perfect sheet has not, and their colours.
+DRAWN = ((5, COLOURS[0]), (7, COLOURS[1]))
 
 
 def mean_deg(angles_deg: np.ndarray) -> float:
@@ -59,6 +62,19 @@ def tilt_deg(angles_deg: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> fl
     return min(between, 360 / SYMMETRY - between)
 
 
+def in_place(own: BondGraph, given: BondGraph) -> int:
+    """How many of the pentagons and heptagons lie within a bond of a given ring of the same size."""
+    hits = 0
+    for size, _ in DRAWN:
+        there, here = (
+            np.array([graph.xy_A[ring].mean(axis=0) for ring in graph.rings if len(ring) == size])
+            for graph in (given, own)
+        )
+        if len(there) and len(here):
+            hits += int((cKDTree(there).query(here)[0] < BOND_A).sum())
+    return hits
+
+
 def picture(found: Exploration, atoms: pd.DataFrame, ordered: str, positions: np.ndarray) -> Figure:
     """The image, the angle of each surroundings, the latent that follows the order; the rings of the found and the given atoms."""
     image = found.images[0]
@@ -77,10 +93,11 @@ def picture(found: Exploration, atoms: pd.DataFrame, ordered: str, positions: np
         if xy is not None:
             graph = bond_graph(image.pixel_size_A * xy)
             axes.add_collection(LineCollection(xy[graph.edges], colors="white", linewidths=0.5))
-            for atoms_of_ring, colour in ((5, COLOURS[0]), (7, COLOURS[1])):
-                faces = [xy[ring] for ring in graph.rings if len(ring) == atoms_of_ring]
+            for size, colour in DRAWN:
+                faces = [xy[ring] for ring in graph.rings if len(ring) == size]
                 axes.add_collection(PolyCollection(faces, facecolors=colour, alpha=0.8))
-                empty.plot([], [], "s", color=colour, label=f"{atoms_of_ring} atoms" if axes is own else None)
+    for size, colour in DRAWN:
+        empty.plot([], [], "s", color=colour, label=f"{size} atoms")
     empty.legend(loc="center left", frameon=False)
     for axes, column, colouring in (
         (turned, "angle_deg", by_angle(symmetry=SYMMETRY)),
@@ -123,16 +140,16 @@ def main(seeds: int) -> None:
             ]
         )
     numbers = np.array(rows)
-    rings = ring_statistics([bond_graph(pixel_A * positions)]).iloc[0]
-    own_rings = ring_statistics([bond_graph(pixel_A * found.sites[["x_px", "y_px"]].to_numpy())]).iloc[0]
+    given, own = (bond_graph(pixel_A * xy) for xy in (positions, found.sites[["x_px", "y_px"]].to_numpy()))
+    (_, rings), (_, own_rings) = ring_statistics([given, own]).iterrows()
     text = (
         f"`micrographia run explore-graphene` on a real image of 40 Å (512² px); {len(found.sites)} atoms found, "
         f"{len(atoms)} of them with a whole window of {recipe.patches.window_A:g} Å, {seeds} seeds of the model. The judges are the "
         f"{len(positions)} positions that another network found in the same image (its authors' file), which nothing here has "
         f"learnt from: the direction of their bonds within {AROUND_A:g} Å, modulo 60°, and the order of it (1: all bonds agree). "
         f"Their bonds make {rings['rings_5']:.0f} pentagons and {rings['rings_7']:.0f} heptagons, one chain along the "
-        f"boundary. The found atoms make {own_rings['rings_5']:.0f} and {own_rings['rings_7']:.0f}, most of them pieces of that "
-        f"chain, and {own_rings['holes']:.0f} holes where an atom was missed or one was found too many (below, left): in an image of so "
+        f"boundary. The found atoms make {own_rings['rings_5']:.0f} and {own_rings['rings_7']:.0f}, {in_place(own, given)} of them in the places "
+        f"of that chain, and {own_rings['holes']:.0f} holes where an atom was missed or one was found too many (below, left): in an image of so "
         "few electrons angles can be relied on, single rings cannot."
     )
     names = (
