@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import ceil, pi, sqrt
 
 import torch
@@ -23,7 +25,7 @@ class MlpEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor, given: Tensor) -> Tensor:
-        return self.rest(self.first(torch.cat([images.flatten(1), given], dim=1)))
+        return self.rest(self.first(_beside(images.flatten(1), given)))
 
 
 class ConvEncoder(nn.Module):
@@ -41,7 +43,7 @@ class ConvEncoder(nn.Module):
         self.rest = nn.Sequential(nn.GELU(), _quiet(nn.Linear(hidden, out)))
 
     def forward(self, images: Tensor, given: Tensor) -> Tensor:
-        return self.rest(self.first(torch.cat([self.body(images).flatten(1), given], dim=1)))
+        return self.rest(self.first(_beside(self.body(images).flatten(1), given)))
 
 
 class FourierDecoder(nn.Module):
@@ -82,6 +84,7 @@ class FourierDecoder(nn.Module):
         y, x = pixel_axes(*shape[1:])
         self.register_buffer("y", y, persistent=False)
         self.register_buffer("x", x, persistent=False)
+        self._kept: dict[tuple[int, int], Tensor] | None = None
         self.body = nn.Sequential(
             nn.Linear(code_size, hidden),
             nn.GELU(),
@@ -104,15 +107,28 @@ class FourierDecoder(nn.Module):
         x, y = _pooled(self.x, pool), _pooled(self.y, pool)
         return self._upright(code, x, y) if pose is None else self._posed(code, pose, x, y)
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """The weights do not change in here: what depends on them alone is kept from call to call."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def _upright(self, code: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """One basis for all, so it joins the last layer: ``basis (W h + b) = (basis W) h + basis b``."""
-        phase = self.k[0, :, None, None] * x + self.k[1, :, None, None] * y[:, None]
-        basis = torch.stack([phase.cos(), phase.sin()]) * self.falloff[:, None, None]
-        last = self.body[-1]
-        assert isinstance(last, nn.Linear)
-        series = torch.cat([last.weight, last.bias[:, None]], dim=1)
-        series = series.view(self.shape[0], -1, series.shape[1]).mT  # [C, hidden + 1, 2 F]
-        images = (series @ basis.flatten(2).flatten(0, 1)).permute(1, 0, 2).flatten(1)
+        kept = {} if self._kept is None else self._kept
+        if (len(y), len(x)) not in kept:
+            phase = self.k[0, :, None, None] * x + self.k[1, :, None, None] * y[:, None]
+            basis = torch.stack([phase.cos(), phase.sin()]) * self.falloff[:, None, None]
+            last = self.body[-1]
+            assert isinstance(last, nn.Linear)
+            series = torch.cat([last.weight, last.bias[:, None]], dim=1)
+            series = series.view(self.shape[0], -1, series.shape[1]).mT  # [C, hidden + 1, 2 F]
+            images = (series @ basis.flatten(2).flatten(0, 1)).permute(1, 0, 2).flatten(1)
+            kept[len(y), len(x)] = images
+        images = kept[len(y), len(x)]
         drawn = torch.addmm(images[-1], self.body[:-1](code), images[:-1])
         return drawn.view(len(code), self.shape[0], len(y), len(x))
 
@@ -186,6 +202,11 @@ class ConvDecoder(nn.Module):
 def reach_of(turns: bool, shift: float, scale: float) -> float:
     """How far from the centre, in half patch edges, a patch may show the objects' plane."""
     return ((sqrt(2) if turns else 1.0) + 2 * shift) * (1 + 2 * scale) + 0.05
+
+
+def _beside(features: Tensor, given: Tensor) -> Tensor:
+    """Features and given numbers side by side; most models are given none, and a copy costs as much as a layer."""
+    return torch.cat([features, given], dim=1) if given.shape[1] else features
 
 
 def _pooled(axis: Tensor, pool: int) -> Tensor:

@@ -295,41 +295,48 @@ class VAE(TransformerMixin, BaseEstimator):
         blocks, device = network.blocks, choose_device(self.device)
         given, _ = _conditions(condition, blocks.condition, len(images), self._given_scale)
         network.to(device).eval()
-        k, c = blocks.candidates, blocks.classes
-        tables, chances = [], []
-        step = max(AT_ONCE // (k * c), 1)
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
-            standard = network.standardised(torch.from_numpy(images[part]).to(device))
-            conditions = torch.from_numpy(given[part]).to(device)
-            candidates = network.candidates(len(standard))
-            cost = classified(*network.weigh(standard, candidates, conditions))
-            r = responsibilities(cost.flatten(1), np.inf).view(-1, k, c)
-            angle = candidates.gather(1, r.sum(2).argmax(1, keepdim=True))[:, 0]
-            seen = network.seen(standard)
-            found = network.infer(seen, angle, conditions)
-            if blocks.rotation:  # once more from where the first pass ended
-                found = network.infer(seen, found.pose.angle, conditions)
-            columns = []
-            if blocks.rotation:
-                turned = torch.rad2deg(found.pose.angle)[:, None]
-                columns.append((turned + 180) % 360 - 180)
-            if blocks.translation:
-                columns.append(found.pose.shift * max(self.shape_[1:]) / 2)
-            if blocks.scale:
-                columns.append(found.pose.log_scale.exp()[:, None])
-            code = found.code
-            if blocks.values:
-                centre, width = torch.tensor(self._value_scale, device=device)
-                values = code[:, -blocks.values.n :] * width + centre
-                code = torch.cat([code[:, : -blocks.values.n], values], dim=1)
-            columns.append(code)
-            classes = r.sum(1)
-            if blocks.discrete:
-                columns.append(classes)
-            tables.append(torch.cat(columns, dim=1).cpu().numpy())
-            chances.append(classes.cpu().numpy())
+        step = max(AT_ONCE // (blocks.candidates * blocks.classes), 1)
+        with network.at_rest():
+            parts = [
+                self._encoded(
+                    torch.from_numpy(images[i : i + step]).to(device),
+                    torch.from_numpy(given[i : i + step]).to(device),
+                )
+                for i in range(0, len(images), step)
+            ]
+        tables, chances = zip(*parts, strict=True)
         return np.concatenate(tables), np.concatenate(chances)
+
+    def _encoded(self, images: Tensor, given: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The same of one batch."""
+        network, blocks = self.network, self.network.blocks
+        standard = network.standardised(images)
+        candidates = network.candidates(len(standard))
+        cost = classified(*network.weigh(standard, candidates, given))
+        r = responsibilities(cost.flatten(1), np.inf).view(-1, blocks.candidates, blocks.classes)
+        angle = candidates.gather(1, r.sum(2).argmax(1, keepdim=True))[:, 0]
+        seen = network.seen(standard)
+        found = network.infer(seen, angle, given)
+        if blocks.rotation:  # once more from where the first pass ended
+            found = network.infer(seen, found.pose.angle, given)
+        columns = []
+        if blocks.rotation:
+            turned = torch.rad2deg(found.pose.angle)[:, None]
+            columns.append((turned + 180) % 360 - 180)
+        if blocks.translation:
+            columns.append(found.pose.shift * max(self.shape_[1:]) / 2)
+        if blocks.scale:
+            columns.append(found.pose.log_scale.exp()[:, None])
+        code = found.code
+        if blocks.values:
+            centre, width = torch.tensor(self._value_scale, device=images.device)
+            values = code[:, -blocks.values.n :] * width + centre
+            code = torch.cat([code[:, : -blocks.values.n], values], dim=1)
+        columns.append(code)
+        classes = r.sum(1)
+        if blocks.discrete:
+            columns.append(classes)
+        return torch.cat(columns, dim=1).cpu().numpy(), classes.cpu().numpy()
 
 
 def columns_of(names: Iterable[str], *starts: str) -> list[int]:
