@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from math import radians
 from unittest.mock import patch
 
@@ -39,14 +40,20 @@ def present() -> list[str]:
 
 
 def trained(
-    name: str, kind: str, images: np.ndarray, range_deg: float, epochs: int, labels: np.ndarray | None = None
+    name: str,
+    kind: str,
+    images: np.ndarray,
+    range_deg: float,
+    epochs: int,
+    labels: np.ndarray | None = None,
+    rate: float | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Train the peer's `kind` ("rvae", "joint" or "semi") on images scaled to 0..1; return its encoder.
 
-    Cross-entropy loss, batches of 50, everything else as the peer has it by default. The encoder's columns: angle
-    (radians), shift, code.
+    Cross-entropy loss, batches of 50, everything else as the peer has it by default, but for AtomAI's learning `rate`.
+    The encoder's columns: angle (radians), shift, code.
     """
-    make = _atomai if name == "AtomAI" else _pyroved
+    make = partial(_atomai, rate=rate) if name == "AtomAI" else _pyroved
     here = os.getcwd()
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         os.chdir(scratch)  # AtomAI writes a file after every epoch
@@ -82,14 +89,22 @@ def epoch_seconds(
 
 
 def _atomai(
-    kind: str, images: np.ndarray, range_deg: float, epochs: int, labels: np.ndarray | None
+    kind: str,
+    images: np.ndarray,
+    range_deg: float,
+    epochs: int,
+    labels: np.ndarray | None,
+    rate: float | None,
 ) -> Callable[[np.ndarray], np.ndarray]:
     from atomai.models import jrVAE, rVAE
 
     size = images.shape[1:]
-    options = {"latent_dim": 2, "training_cycles": epochs, "batch_size": BATCH, "seed": 0}
+    options = {"latent_dim": 2, "seed": 0}
     model = rVAE(size, **options) if kind == "rvae" else jrVAE(size, discrete_dim=[4], **options)
-    model.fit(images, loss="ce", rotation_prior=radians(range_deg))
+    model.fit(
+        images, training_cycles=epochs, batch_size=BATCH, loss="ce", rotation_prior=radians(range_deg),
+        optimizer=partial(torch.optim.Adam, lr=rate) if rate else None,
+    )  # fmt: skip
 
     def encode(x: np.ndarray) -> np.ndarray:
         with contextlib.redirect_stdout(io.StringIO()):

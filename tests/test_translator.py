@@ -8,7 +8,7 @@ from torch import nn
 
 from micrographia.errors import UserError
 from micrographia.micrograph import robust_scale
-from micrographia.nets.weights import save_model
+from micrographia.nets.weights import load_tree, save_model, save_tree
 from micrographia.training.loop import train
 from micrographia.translate import translator as room
 from micrographia.translate.cyclegan import TranslateConfig
@@ -173,3 +173,13 @@ def test_another_model_file_is_refused(tmp_path):
     save_model(tmp_path / "x.safetensors", {}, {}, "detector")
     with pytest.raises(UserError, match="holds a 'detector'"):
         Translator.load(tmp_path / "x.safetensors")
+
+
+def test_a_file_of_another_version_is_refused(trained, tmp_path):
+    path = tmp_path / "then.safetensors"
+    trained[0].save(path)
+    tree = load_tree(path, "translator")
+    tree["config"]["config"]["widht"] = 3
+    save_tree(path, tree, "translator")
+    with pytest.raises(UserError, match="another version of micrographia"):
+        Translator.load(path)

@@ -20,7 +20,7 @@ from micrographia.metrics.calibration import Calibration, fit_calibration
 from micrographia.metrics.domain import DomainReference
 from micrographia.metrics.matching import best_threshold, match_sites, precision_recall_curve
 from micrographia.micrograph import Micrograph, robust_scale
-from micrographia.nets.weights import load_model, save_model
+from micrographia.nets.weights import built_alike, load_model, save_model
 from micrographia.patches import apply_tiled, dihedral, dihedral_inverse, random_crops
 from micrographia.simulate.scenes import label_maps
 from micrographia.sites import concat_sites
@@ -388,30 +388,25 @@ class DefectFinder:
     def load(cls, path: str | Path) -> DefectFinder:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "detector")
-        finder = cls(
-            settings["kinds"],
-            settings["others"],
-            settings["pixel_size_A"],
-            DetectConfig(**settings["config"]),
-        )
-        finder.density_per_A2 = settings["density_per_A2"]
-        finder.log_weights = torch.tensor(settings["log_weights"])
-        finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
-        finder.recall = settings.get("recall", {})
-        if settings.get("home"):
-            finder.home = DomainReference.from_dict(settings["home"])
-        if settings["calibration"]:
-            finder.calibration = Calibration.from_dict(settings["calibration"])
-        for name in sorted(states):
-            network = _build(len(finder.kinds) + len(finder.others), finder.config, 0)
-            try:
+        with built_alike(path):
+            finder = cls(
+                settings["kinds"],
+                settings["others"],
+                settings["pixel_size_A"],
+                DetectConfig(**settings["config"]),
+            )
+            finder.density_per_A2 = settings["density_per_A2"]
+            finder.log_weights = torch.tensor(settings["log_weights"])
+            finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
+            finder.recall = settings.get("recall", {})
+            if settings.get("home"):
+                finder.home = DomainReference.from_dict(settings["home"])
+            if settings["calibration"]:
+                finder.calibration = Calibration.from_dict(settings["calibration"])
+            for name in sorted(states):
+                network = _build(len(finder.kinds) + len(finder.others), finder.config, 0)
                 network.load_state_dict(states[name])
-            except RuntimeError as error:
-                raise UserError(
-                    f"{path}: written by another version of micrographia, whose network is built otherwise; "
-                    "train the detector again."
-                ) from error
-            finder.networks.append(network.eval())
+                finder.networks.append(network.eval())
         return finder
 
 

@@ -24,8 +24,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from micrographia.errors import UserError
 from micrographia.latent.blocks import Discrete
-from micrographia.latent.vae import VAE, built_alike, columns_of
-from micrographia.nets.weights import load_model, save_model
+from micrographia.latent.vae import VAE, columns_of
+from micrographia.nets.weights import built_alike, load_model, save_model
 
 #: Patches from which members are aligned, and patches drawn at a time.
 ENOUGH, AT_ONCE = 4000, 1000

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from micrographia.latent.model import (
     responsibilities,
 )
 from micrographia.latent.pose import Pose
-from micrographia.nets.weights import load_model, save_model
+from micrographia.nets.weights import built_alike, load_model, save_model
 from micrographia.training.device import choose_device
 from micrographia.training.loop import TrainConfig, TrainResult, train
 
@@ -342,19 +341,6 @@ class VAE(TransformerMixin, BaseEstimator):
 def columns_of(names: Iterable[str], *starts: str) -> list[int]:
     """Where the columns of a latent stand among the names of `get_feature_names_out`: "z", "value" or "class"."""
     return [i for i, name in enumerate(names) if name.startswith(starts)]
-
-
-@contextmanager
-def built_alike(path: str | Path) -> Iterator[None]:
-    """Say of a file that cannot be restored that another version wrote it."""
-    try:
-        yield
-    except (KeyError, TypeError, RuntimeError) as error:
-        detail = str(error).strip().splitlines()[-1].strip()
-        raise UserError(
-            f"{path}: written by another version of micrographia, whose models were built otherwise ({detail}); "
-            "train the model again."
-        ) from error
 
 
 def _identity(term: Term) -> list[Any]:

@@ -64,6 +64,19 @@ def load_model(path: str | os.PathLike, kind: str) -> tuple[dict[str, dict[str, 
     return tree["networks"], tree["config"]
 
 
+@contextmanager
+def built_alike(path: str | os.PathLike) -> Iterator[None]:
+    """Say of a model that cannot be rebuilt from what `load_model` read that another version wrote it."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError) as error:
+        detail = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{path}: written by another version of micrographia, whose models were built otherwise ({detail}); "
+            "train the model again."
+        ) from error
+
+
 def save_tree(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
     """Write nested dicts, lists and tuples of tensors and plain values, atomically.
 

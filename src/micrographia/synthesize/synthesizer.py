@@ -15,7 +15,7 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
-from micrographia.nets.weights import load_model, save_model
+from micrographia.nets.weights import built_alike, load_model, save_model
 from micrographia.synthesize.augment import AugmentConfig
 from micrographia.synthesize.gan import GAN, GanConfig, make_generator
 from micrographia.synthesize.images import TrainingSet, Window
@@ -325,7 +325,7 @@ class Synthesizer:
     def load(cls, path: str | Path) -> Synthesizer:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "synthesizer")
-        try:
+        with built_alike(path):
             config = dict(settings["config"])
             model = cls(GanConfig(**{**config, "augment": AugmentConfig(**config["augment"])}))
             model.channels, model.classes = settings["channels"], tuple(settings["classes"])
@@ -335,10 +335,6 @@ class Synthesizer:
             model.scale_each = settings.get("scale_each", False)
             network = make_generator(model.config, model.channels, len(model.classes), model.shape_px)
             network.load_state_dict(states["generator"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: written by another version of micrographia ({error}); train the model again."
-            ) from error
         model.generator = network.eval()
         return model
 

@@ -14,7 +14,7 @@ from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, histogram_kl, standardise
 from micrographia.metrics.features import physical_features
 from micrographia.micrograph import robust_scale
-from micrographia.nets.weights import load_model, save_model
+from micrographia.nets.weights import built_alike, load_model, save_model
 from micrographia.patches import apply_tiled, random_crops
 from micrographia.training.device import choose_device
 from micrographia.training.loop import TrainConfig, TrainResult, train
@@ -154,11 +154,12 @@ class Translator:
     def load(cls, path: str | Path) -> Translator:
         """Read what :meth:`save` wrote."""
         states, settings = load_model(Path(path), "translator")
-        translator = cls(settings["pixel_size_A"], TranslateConfig(**settings["config"]))
-        for name in CycleGAN.ema_networks:
-            network = generator(translator.config)
-            network.load_state_dict(states[name])
-            setattr(translator, name, network.eval())
+        with built_alike(path):
+            translator = cls(settings["pixel_size_A"], TranslateConfig(**settings["config"]))
+            for name in CycleGAN.ema_networks:
+                network = generator(translator.config)
+                network.load_state_dict(states[name])
+                setattr(translator, name, network.eval())
         return translator
 
 
