@@ -205,7 +205,7 @@ def test_a_truncated_or_other_model_file_is_refused(trained, tmp_path):
     whole = path.read_bytes()
     networks = {"member-0": torch.nn.Linear(2, 2)}
     room.save_model(path, networks, room.load_model(path, "detector")[1], "detector")
-    with pytest.raises(UserError, match="train the detector again"):
+    with pytest.raises(UserError, match="another version of micrographia"):
         DefectFinder.load(path)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated"):
