@@ -138,6 +138,11 @@ def test_own_sites_can_carry_labels_and_conditions(movie, tmp_path):
     )
     found = explore([movie[0]], semi, tmp_path / "semi", tmp_path / "sites.csv", say=lambda text: None)
     assert set(found.sites["class"].dropna()) <= {"left", "right"}
+    labelled = found.sites.dropna(subset=["class", "label"])
+    both = found.confusion.loc["left", "left"]
+    assert both == ((labelled["label"] == "left") & (labelled["class"] == "left")).sum()
+    assert found.confusion.to_numpy().sum() == len(labelled)
+    assert (tmp_path / "semi" / "figures" / "confusion.png").exists()
     assert "given_angle_deg" in found.sites  # the truth that the table brought along
     told = load_recipe(
         "explore",

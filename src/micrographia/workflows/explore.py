@@ -63,6 +63,8 @@ class Exploration:
     rings: pd.DataFrame | None
     """Ring statistics by frame."""
     transitions: pd.DataFrame | None
+    confusion: pd.DataFrame | None
+    """How many of the labelled atoms with the label of a row were found to be of the class of a column."""
     metrics: dict[str, Any]
     folder: Path
     descriptors: list[Description] = field(default_factory=list)
@@ -148,6 +150,11 @@ def explore(
     labels, condition, names = _known(patches.sites, recipe.latent)
     model, codes, history = _model_stage(run, patches, recipe, labels, condition, say)
     table = _with_latents(table, patches, model, codes, recipe, names, condition)
+    confusion = None
+    if labels is not None and names:
+        classes = table["class"].to_numpy()[patches.rows]
+        counts = pd.crosstab(labels[labels >= 0], classes[labels >= 0])
+        confusion = counts.reindex(index=range(len(names)), columns=names, fill_value=0).set_axis(names)
     transitions = None
     if series and {"track", "cluster"} <= set(table):
         try:
@@ -176,6 +183,7 @@ def explore(
         history,
         rings,
         transitions,
+        confusion,
         metrics,
         run.path,
     )

@@ -24,7 +24,7 @@ from micrographia.plots.comparison import comparison_figure
 from micrographia.plots.courses import populations_figure, time_histograms
 from micrographia.plots.latent import latent_scatter, manifold_figure, reconstruction_sheet, traversal_figure
 from micrographia.plots.maps import movie_sheet, site_map
-from micrographia.plots.matrices import transition_figure
+from micrographia.plots.matrices import confusion_figure, transition_figure
 from micrographia.plots.scatter_html import write_scatter_html
 from micrographia.workflows.explore import Exploration
 from micrographia.workflows.explore_recipe import ExploreRecipe
@@ -242,6 +242,13 @@ def _trust(section: Section, found: Exploration, sites: pd.DataFrame) -> None:
         section.text(
             "Adjusted mutual information of clusters and ring labels: "
             f"{m['cluster_ring_mutual_information']:.2f} (1: the same, 0: unrelated)."
+        )
+    if found.confusion is not None:
+        section.figure(
+            "confusion",
+            confusion_figure(found.confusion.to_numpy(), found.confusion.index, found.confusion.columns),
+            "The labelled atoms: label (true) and class found. The model has learnt from these labels, so this does not tell "
+            "how it does on others; where it differs even here, look at the label again",
         )
     if isinstance(found.model, Ensemble):
         spread = sites[[c for c in sites if c.startswith("std_") or c in ("entropy", "mutual_information")]]
