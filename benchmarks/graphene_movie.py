@@ -133,13 +133,13 @@ def main(seeds: int = 15, ringed: int = 5, first: int = 5) -> None:
         f"{n} {mean_and_spread(list(v))}" for n, v in zip(names, zip(*judged, strict=True), strict=True)
     )
     if accuracies:
-        means += f", ring classes ({ringed} seeds) {mean_and_spread(accuracies)}"
+        means += f", ring classes ({len(accuracies)} seeds) {mean_and_spread(accuracies)}"
     text = (
         f"Movies of {FRAMES} frames of {FIELD_A:g} Å that lose order (`simulate.graphene_movie`, one for each of the seeds "
         f"{first} to {first + seeds - 1}; 0 to 4 served to choose the settings). Atoms are found in the images and drawn as spots of "
         f"one height; windows of {SIZE_PX}² px, {WINDOW_A:g} Å for order and {RING_WINDOW_A:g} Å for rings. `rvae`, 2 "
         f"latents, ±{RANGE_DEG:g}°, {STEPS} steps; `semi_supervised_rvae` with the true ring label of {100 * LABELLED:g} % of the "
-        f"atoms of each, {RING_STEPS} steps, both with convolutional encoders, judged on the others (labels of at least 20 atoms). "
+        f"atoms of each class, {RING_STEPS} steps, both with convolutional encoders, judged on the others (labels of at least 20 atoms). "
         "Angles modulo 60° and one common offset: of a grain in a frame, the mean over its atoms against the grain's true "
         "orientation; of an atom, against the true orientation of its own neighbourhood, which in a damaged place is not the "
         f"grain's. Mean and standard deviation over seeds: {means}."

@@ -61,7 +61,7 @@ def main() -> None:
     absent = sorted({"AtomAI", "pyroVED"} - set(peers))
     text = (
         f"CPU time per image on {TIMED} cards, batches of {latent_peers.BATCH}, hidden layers of 128 units in all: training "
-        f"(ours: a whole training of {EPOCHS} epochs with all that belongs to it; the peers: the fastest of {EPOCHS} epochs, taken "
+        f"(ours: a whole training of {EPOCHS} epochs with all that belongs to it, the faster of two after a first one; the peers: the fastest of {EPOCHS} epochs, taken "
         "inside their trainers, without their start) and encoding. `joint`: 4 unknown classes; `semi`: one of four patches "
         "labelled, which AtomAI has not. In brackets: how many times faster ours is."
         + (f" Not installed, left out: {', '.join(absent)}." if absent else "")

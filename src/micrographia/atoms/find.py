@@ -6,7 +6,7 @@ takes out noise finer and background broader than an atom: minus the scale-norma
 Gaussian minus a five times wider one (``"maxima"``: nearly the smoothed image itself, for isolated atoms).
 Local maxima are taken from the highest down, each clearing a disc around itself: a square window, as a maximum
 filter has, would lose atoms to the slope of a neighbour. Even so, the neighbours of an atom that outshines all
-others (silicon in graphene) are no maxima on its slope: it is taken out of the image, and they are looked for again.
+others (silicon in graphene) are displaced on its slope, or no maxima: it is taken out of the image, and they are looked for again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _STANDS_OUT, _CERTAIN = 3.0, 5.0
 #: Below this fraction of the typical height, a maximum is not taken for an atom.
 _FAINTEST = 0.4
 #: An atom outshines the others at so many times the upper quartile of their heights; its slope reaches so many scales.
-_OUTSHINES, _SLOPE = 2.0, 5.0
+#: What is left of it, where it is no round spot, is less than the last of these times its height.
+_OUTSHINES, _SLOPE, _REMNANT = 2.0, 5.0, 0.05
 
 
 def find_atoms(
@@ -103,9 +104,7 @@ def find_atoms(
         apart = distance_A / frames.pixel_sizes_A[i]
         spots = np.stack(_maxima(response, apart, sigma))
         least = automatic_threshold(spots[2], noise) if threshold is None else threshold
-        spots = spots[:, spots[2] >= least]
-        more = _outshone(image, spots, least, apart, sigma, method)
-        spots = np.concatenate([spots, more], axis=1)
+        spots = _by_the_brightest(image, spots[:, spots[2] >= least], least, apart, sigma, method)
         x, y, height = spots[:, np.argsort(-spots[2], kind="stable")]
         confidence = height / (height + max(least, 1e-30))
         tables.append(make_sites(name, x, y, kind, confidence).assign(frame=i, height=height))
@@ -210,18 +209,18 @@ def _filter(image: np.ndarray, sigma: float, method: Method) -> np.ndarray:
     return ndimage.gaussian_filter(image, sigma, mode="nearest") - wide
 
 
-def _outshone(
+def _by_the_brightest(
     image: np.ndarray, spots: np.ndarray, least: float, apart: float, sigma: float, method: Method
 ) -> np.ndarray:
-    """Spots (x, y, height; ``[3, n]``) that are no maxima on the slopes of the few brightest of `spots`.
+    """Spots (x, y, height; ``[3, n]``) with those on the slopes of the few brightest found anew, or at all.
 
-    Each of these is taken out of the image: the median of every circle around it, which three or four neighbours
-    on the circle do not move.
+    On a slope a maximum is displaced, or there is none. Each of the brightest is taken out of the image: the median
+    of every circle around it, which three or four neighbours on the circle do not move.
     """
     height = spots[2]
     bright = height > _OUTSHINES * np.quantile(height, 0.75) if len(height) else height > 0
     if not bright.any():
-        return spots[:, :0]
+        return spots
     rest, reach = image.astype(float), _SLOPE * sigma
     for middle in spots[:2, bright].T:
         left, top = np.maximum((middle - reach).astype(int), 0)
@@ -233,10 +232,13 @@ def _outshone(
         radii = np.unique(circle[distance <= reach])
         falling = np.minimum.accumulate(ndimage.median(part, circle, radii))
         part -= np.interp(distance, radii, falling - falling[-1])
-    more = np.stack(_maxima(_filter(rest, sigma, method), apart, sigma))
-    near = cKDTree(spots[:2, bright].T).query(more[:2].T)[0] <= reach
-    new = cKDTree(spots[:2].T).query(more[:2].T)[0] > apart
-    return more[:, (more[2] >= least) & near & new]
+    anew = np.stack(_maxima(_filter(rest, sigma, method), apart, sigma))
+    tree = cKDTree(spots[:2, bright].T)
+    far, nearest = tree.query(anew[:2].T)
+    beside = (far > apart) & (far <= reach)
+    beside &= anew[2] >= np.maximum(least, _REMNANT * height[bright][nearest])
+    kept = bright | (tree.query(spots[:2].T)[0] > reach)
+    return np.concatenate([spots[:, kept], anew[:, beside]], axis=1)
 
 
 def _response_noise(image: np.ndarray, sigma: float, method: Method) -> float:

@@ -84,7 +84,7 @@ class FourierDecoder(nn.Module):
         y, x = pixel_axes(*shape[1:])
         self.register_buffer("y", y, persistent=False)
         self.register_buffer("x", x, persistent=False)
-        self._kept: dict[tuple[int, int], Tensor] | None = None
+        self._kept: dict[int, Tensor] | None = None
         self.body = nn.Sequential(
             nn.Linear(code_size, hidden),
             nn.GELU(),
@@ -104,8 +104,9 @@ class FourierDecoder(nn.Module):
 
     def forward(self, code: Tensor, pose: Pose | None, pool: int = 1) -> Tensor:
         """Draw ``[B, C, H / pool, W / pool]`` at every `pool`-th place; without a pose, upright."""
-        x, y = _pooled(self.x, pool), _pooled(self.y, pool)
-        return self._upright(code, x, y) if pose is None else self._posed(code, pose, x, y)
+        if pose is None:
+            return self._upright(code, pool)
+        return self._posed(code, pose, _pooled(self.x, pool), _pooled(self.y, pool))
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -116,21 +117,27 @@ class FourierDecoder(nn.Module):
         finally:
             self._kept = None
 
-    def _upright(self, code: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """One basis for all, so it joins the last layer: ``basis (W h + b) = (basis W) h + basis b``."""
-        kept = {} if self._kept is None else self._kept
-        if (len(y), len(x)) not in kept:
-            phase = self.k[0, :, None, None] * x + self.k[1, :, None, None] * y[:, None]
-            basis = torch.stack([phase.cos(), phase.sin()]) * self.falloff[:, None, None]
-            last = self.body[-1]
-            assert isinstance(last, nn.Linear)
-            series = torch.cat([last.weight, last.bias[:, None]], dim=1)
-            series = series.view(self.shape[0], -1, series.shape[1]).mT  # [C, hidden + 1, 2 F]
-            images = (series @ basis.flatten(2).flatten(0, 1)).permute(1, 0, 2).flatten(1)
-            kept[len(y), len(x)] = images
-        images = kept[len(y), len(x)]
+    def _upright(self, code: Tensor, pool: int) -> Tensor:
+        if self._kept is None:
+            images = self._templates(pool)
+        else:
+            if pool not in self._kept:
+                self._kept[pool] = self._templates(pool)
+            images = self._kept[pool]
         drawn = torch.addmm(images[-1], self.body[:-1](code), images[:-1])
-        return drawn.view(len(code), self.shape[0], len(y), len(x))
+        channels, height, width = self.shape
+        return drawn.view(len(code), channels, height // pool, width // pool)
+
+    def _templates(self, pool: int) -> Tensor:
+        """One basis for all, so it joins the last layer: ``basis (W h + b) = (basis W) h + basis b``; W, then b."""
+        x, y = _pooled(self.x, pool), _pooled(self.y, pool)
+        phase = self.k[0, :, None, None] * x + self.k[1, :, None, None] * y[:, None]
+        basis = torch.stack([phase.cos(), phase.sin()]) * self.falloff[:, None, None]
+        last = self.body[-1]
+        assert isinstance(last, nn.Linear)
+        series = torch.cat([last.weight, last.bias[:, None]], dim=1)
+        series = series.view(self.shape[0], -1, series.shape[1]).mT  # [C, hidden + 1, 2 F]
+        return (series @ basis.flatten(2).flatten(0, 1)).permute(1, 0, 2).flatten(1)
 
     def _posed(self, code: Tensor, pose: Pose, x: Tensor, y: Tensor) -> Tensor:
         """Each in its own basis; what is even and odd in x and y is added up over one quadrant."""

@@ -42,12 +42,13 @@ def upright(images: Tensor, pose: Pose) -> Tensor:
     y, x = (axis.to(images.device) for axis in pixel_axes(height, width))
     precise = torch.promote_types(pose.angle.dtype, torch.float32)
     angle, size, shift = (t.to(precise) for t in (pose.angle, pose.log_scale.exp(), pose.shift))
-    # In the complex plane (x + iy; y down), where turning is a product: a fifth of the time of sines and cosines.
+    # In the complex plane (x + iy; y down), where turning is a product: one sum for each pixel.
     turn = torch.complex(size * torch.cos(angle), -size * torch.sin(angle))[:, None]
     across, down = turn * x, turn * (1j * y) + torch.complex(shift[:, 0], shift[:, 1])[:, None]
     grid = torch.view_as_real(across[:, None, :] + down[:, :, None])
     if height != width:  # grid_sample measures each axis in its own half edge
-        grid = grid * (max(height, width) / torch.tensor([width, height], device=images.device))
+        longer = max(height, width)
+        grid = grid * grid.new_tensor([longer / width, longer / height])
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

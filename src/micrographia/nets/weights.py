@@ -70,7 +70,7 @@ def built_alike(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, RuntimeError) as error:
-        detail = str(error).strip().splitlines()[-1].strip()
+        detail = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UserError(
             f"{path}: written by another version of micrographia, whose models were built otherwise ({detail}); "
             "train the model again."

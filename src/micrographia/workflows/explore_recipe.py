@@ -24,7 +24,8 @@ class AtomsConfig:
     """Atoms are darker than their surroundings."""
     refine: Literal["gaussian", "mass", "none"] = "gaussian"
     """How positions are refined: fit of a Gaussian, centre of mass, or not at all. In noisy images the places where atoms
-    are found (the maxima of a filter as wide as an atom) are better than those of a fit to each by itself."""
+    are found (the maxima of a filter as wide as an atom) are better than those of a fit to each by itself, in clean ones
+    the fit is."""
     grid_A: float = 4.0
     """Distance of the patches cut on a grid, Å."""
     bond_A: float = 0.0
