@@ -151,6 +151,12 @@ def test_populations_are_shares_of_each_frame():
     assert list(figure.axes[1].lines[0].get_ydata()) == [4, 3]
 
 
+def test_eight_classes_have_eight_looks():
+    table = pd.DataFrame({"frame": np.repeat([0, 1], 8), "cluster": np.tile(np.arange(8), 2)})
+    lines = populations_figure(table).axes[0].get_lines()
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == 8
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

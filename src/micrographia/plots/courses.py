@@ -81,7 +81,8 @@ def populations_figure(
     figure = Figure(figsize=(6.8, 4.0), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for k, name in enumerate(share.columns):
-        style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)], "linewidth": 1.6}
+        line = LINES[(k + k // len(COLOURS)) % len(LINES)]  # moves on by one when the colours begin again
+        style = {"color": COLOURS[k % len(COLOURS)], "linestyle": line, "linewidth": 1.6}
         marker = "o" if len(share) < 30 else None
         axes.plot(share.index, share[name], **style, label=told[k], marker=marker, markersize=3)
     axes.set(ylabel="share of atoms", ylim=(0, min(1.02, 1.1 * float(share.to_numpy().max()))))
