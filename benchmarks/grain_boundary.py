@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common import DOCS, publish, table
-from graphene_movie import angle_error_deg
+from latent import angle_error
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
@@ -133,7 +133,7 @@ def main(seeds: int) -> None:
             [
                 len(paired) / len(found.sites),
                 len(paired) / len(positions),
-                angle_error_deg(angle[whole], direction[whole]).mean(),
+                angle_error(angle[whole], direction[whole], SYMMETRY).mean(),
                 tilt_deg(angle, upper, lower),
                 tilt_deg(direction, upper, lower),
                 follows[ordered],

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pandas as pd
 from common import clock, publish, table
+from latent import angle_error
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
@@ -31,7 +32,7 @@ STEPS, RING_STEPS = 750, 2000
 LABELLED = 0.1
 #: The sheet turns by a few degrees only, but a hole may lie in any direction from an atom: with every rotation taken
 #: out, the code holds how much is missing and not where. The lattice is read from the angle modulo 60 degrees.
-RANGE_DEG = 180.0
+RANGE_DEG, SYMMETRY = 180.0, 6
 TRUE = ("frame", "crystallinity", "angle_deg", "ring_label", "grain", "grain_angle_deg")
 
 
@@ -56,12 +57,6 @@ def found_patches(movie: GrapheneMovie, window_A: float) -> tuple[AtomPatches, p
     ]
     patches = cut_patches_around(np.stack(drawn), atoms, window_A, pixel_size_A=sampling_A)
     return patches, known.iloc[patches.rows].reset_index(drop=True)
-
-
-def angle_error_deg(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Error modulo 60° and one offset common to all."""
-    turns = np.exp(6j * np.deg2rad(found - true))
-    return np.rad2deg(np.abs(np.angle(turns / turns.mean()))) / 6
 
 
 def grain_error_deg(found: np.ndarray, truth: pd.DataFrame) -> float:
@@ -108,7 +103,7 @@ def main(seeds: int = 15, ringed: int = 5, first: int = 5) -> None:
         model = rvae(2, RANGE_DEG, prior_px=1.0, config=config(STEPS, len(images)), seed=seed)
         with clock() as spent:
             codes = model.fit(images).transform(images)
-        error = angle_error_deg(codes[:, 0], truth["angle_deg"].to_numpy())
+        error = angle_error(codes[:, 0], truth["angle_deg"].to_numpy(), SYMMETRY)
         order = max(abs(spearmanr(codes[:, k], whole)[0]) for k in (3, 4))
         grain = grain_error_deg(codes[:, 0], truth)
         judged.append([order, grain, error.mean()])

@@ -102,7 +102,7 @@ def find_atoms(
         response = _filter(image, sigma, method)
         noise = _response_noise(image, sigma, method)
         apart = distance_A / frames.pixel_sizes_A[i]
-        spots = np.stack(_maxima(response, apart, sigma))
+        spots = _maxima(response, apart, sigma)
         least = automatic_threshold(spots[2], noise) if threshold is None else threshold
         spots = _by_the_brightest(image, spots[:, spots[2] >= least], least, apart, sigma, method)
         x, y, height = spots[:, np.argsort(-spots[2], kind="stable")]
@@ -232,7 +232,7 @@ def _by_the_brightest(
         radii = np.unique(circle[distance <= reach])
         falling = np.minimum.accumulate(ndimage.median(part, circle, radii))
         part -= np.interp(distance, radii, falling - falling[-1])
-    anew = np.stack(_maxima(_filter(rest, sigma, method), apart, sigma))
+    anew = _maxima(_filter(rest, sigma, method), apart, sigma)
     tree = cKDTree(spots[:2, bright].T)
     far, nearest = tree.query(anew[:2].T)
     beside = (far > apart) & (far <= reach)
@@ -254,10 +254,8 @@ def _response_noise(image: np.ndarray, sigma: float, method: Method) -> float:
     return white * float(np.sqrt((_filter(impulse, sigma, method) ** 2).sum()))
 
 
-def _maxima(
-    image: np.ndarray, apart_px: float, border_px: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positive local maxima (x, y, height), the highest first, no two closer than `apart_px`.
+def _maxima(image: np.ndarray, apart_px: float, border_px: float) -> np.ndarray:
+    """Positive local maxima (x, y, height; ``[3, n]``), the highest first, no two closer than `apart_px`.
 
     Positions are the vertices of the parabolas through the maximum and its neighbours.
     """
@@ -270,7 +268,7 @@ def _maxima(
     x = col + _vertex(lambda d: image[row, col + d])
     rows, columns = image.shape
     inside = (np.minimum(x, columns - 1 - x) >= border_px) & (np.minimum(y, rows - 1 - y) >= border_px)
-    return x[inside], y[inside], height[inside]
+    return np.stack([x, y, height])[:, inside]
 
 
 def _vertex(value: Callable[[int], np.ndarray]) -> np.ndarray:
