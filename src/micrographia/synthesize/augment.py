@@ -21,7 +21,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor
 
-from micrographia.errors import UserError
+from micrographia.errors import UserError, check_ranges
 from micrographia.training import distributed
 
 #: Standard deviations and ranges of the paper's appendix B. Scales are 2^N(0, σ²).
@@ -74,8 +74,7 @@ class AugmentConfig:
             raise UserError(f"augment.target = {self.target}: give a number from 0 to below 1.")
         if not self.adapt_images > 0:
             raise UserError(f"augment.adapt_images = {self.adapt_images}: give a number greater than 0.")
-        if not 0 <= self.p <= 1:
-            raise UserError(f"augment.p = {self.p}: give a probability from 0 to 1.")
+        check_ranges("augment", self, p=(0, 1))
 
     @property
     def acts(self) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import sqrt
+from math import inf, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from micrographia.errors import UserError
+from micrographia.errors import UserError, check_ranges
 from micrographia.synthesize.augment import (
     AdaptiveProbability,
     AugmentConfig,
@@ -113,12 +113,13 @@ class GanConfig:
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution)
-        for name in (
+        counts = (
             "steps", "batch", "latent", "width", "widest", "mapping_layers", "r1_every", "path_every", "accumulate",
             "evaluate_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"gan.{name} = {getattr(self, name)}: give at least 1.")
+        )  # fmt: skip
+        weights = ("r1", "variety", "path_length", "average_images", "slope", "patience")
+        ranges = dict.fromkeys(counts, (1, inf)) | dict.fromkeys(weights, (0, inf))
+        check_ranges("gan", self, **ranges, mixing=(0, 1), hold=(0, 1))
         if self.batch % GROUP:
             raise UserError(
                 f"gan.batch = {self.batch}: give a multiple of {GROUP}, which the critic compares."
@@ -130,12 +131,6 @@ class GanConfig:
         for name in ("learning_rate", "critic_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"gan.{name} = {getattr(self, name)}: give a number greater than 0.")
-        for name in ("r1", "variety", "path_length", "average_images", "slope", "patience"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"gan.{name} = {getattr(self, name)}: give 0 or more.")
-        for name in ("mixing", "hold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"gan.{name} = {getattr(self, name)}: give a number from 0 to 1.")
         if not 0 <= self.beta1 < 1:
             raise UserError(f"gan.beta1 = {self.beta1}: give a number from 0 to below 1.")
 
