@@ -12,6 +12,7 @@ from micrographia.metrics.calibration import (
     Calibration,
     expected_calibration_error,
     fit_calibration,
+    held_out_calibration_error,
     reliability_curve,
 )
 
@@ -31,6 +32,15 @@ def test_calibration_holds_on_fresh_data():
     np.testing.assert_allclose(calibration.apply([0.3, 0.5, 0.8]), [0.09, 0.25, 0.64], atol=0.08)
 
 
+def test_error_of_a_calibration_is_told_on_peaks_it_was_not_fitted_to():
+    rng = np.random.default_rng(0)
+    confidence, is_true = rng.uniform(size=400), rng.uniform(size=400) < 0.5  # nothing to be learnt
+    at_home = expected_calibration_error(fit_calibration(confidence, is_true).apply(confidence), is_true)
+    assert at_home < 0.02 < held_out_calibration_error(confidence, is_true)
+    assert held_out_calibration_error(*overconfident(3000, 0)) < 0.04
+    assert np.isnan(held_out_calibration_error([0.5], [1]))
+
+
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
 def test_calibration_is_monotone_and_never_certain(peaks):
     confidence, is_true = zip(*peaks, strict=True)
@@ -44,6 +54,16 @@ def test_calibration_is_monotone_and_never_certain(peaks):
         assert p.max() < 1
     restored = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     assert restored == calibration
+
+
+def test_order_is_kept_where_no_false_peak_was_met():
+    raw = np.array([0.1, 0.2, 0.6, 0.7, 0.8, 0.9, 0.99, 0.9999])
+    calibration = fit_calibration(raw, raw > 0.5)
+    p = calibration.apply(raw)
+    assert (np.diff(p) > 0).all()
+    assert np.ptp(p[raw > 0.5]) < 0.02
+    many = fit_calibration(np.linspace(0, 1, 100_000), np.linspace(0, 1, 100_000) > 0.5)
+    assert 0.998 < many.apply(1 - 1e-6) < 0.9995
 
 
 def test_reliability_curve_counts_everything_once():

@@ -42,7 +42,7 @@ def adapt(
     ratios : dict
         Estimated frequency relative to training, by kind.
     """
-    prior = np.clip(sites["confidence"].to_numpy(float), 1e-3, 1 - 1e-3)
+    prior = np.clip(sites["confidence"].to_numpy(float), 1e-6, 1 - 1e-6)
     odds = prior / (1 - prior)
     chance = prior.copy()
     ratios: dict[str, float] = {}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
 from micrographia.io import atomic_path, write_image, write_marked
-from micrographia.metrics.calibration import expected_calibration_error, reliability_curve
+from micrographia.metrics.calibration import held_out_calibration_error, reliability_curve
 from micrographia.metrics.distances import compare_sets
 from micrographia.micrograph import Micrograph
 from micrographia.plots import figures
@@ -179,10 +179,8 @@ def judge(training: Training, recipe: Recipe) -> dict[str, Any]:
     validation = training.finder.validation
     calibration = {}
     if validation is not None and training.finder.calibration is not None:
-        chance = training.finder.calibration.apply(validation["confidence"].to_numpy())
-        calibration = {
-            "expected_calibration_error": expected_calibration_error(chance, validation["true"].to_numpy())
-        }
+        error = held_out_calibration_error(validation["confidence"], validation["true"], seed=recipe.seed)
+        calibration = {"expected_calibration_error": error}
     return {
         "distance_to_experiment": distances,
         "domain_distance": domains,
