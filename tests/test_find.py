@@ -12,14 +12,16 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 from micrographia.cli.main import main
 from micrographia.io import read_images, write_image
+from micrographia.micrograph import Micrograph
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.simulate.virtual import record
 from micrographia.workflows.recipe import built_in
-from micrographia.workflows.scale import Scaled, decide_scale, fine_enough, read_experiment
+from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
 
 TINY = [
     "library.images=16", "library.size_px=96", "fit.simulations=100", "fit.rounds=2", "fit.max_patches=8",
@@ -72,6 +74,9 @@ def test_a_run_leaves_everything_behind(run_folder, scans, stands_in_browser):
     marked = read_images(run_folder / "annotated" / f"{name}.hspy")[0]
     assert marked.shape == (192, 192)
     assert marked.pixel_size_A == pytest.approx(0.2, rel=0.02)
+    picture = tifffile.imread(run_folder / "annotated" / f"{name}.annotated.tif")
+    assert picture.ndim == 3
+    assert (picture.max(axis=-1) > picture.min(axis=-1)).any()  # the sites are drawn in colour
 
 
 def test_a_run_folder_is_not_overwritten_and_resumes_without_work(run_folder, scans, capsys):
@@ -85,6 +90,24 @@ def test_a_run_folder_is_not_overwritten_and_resumes_without_work(run_folder, sc
     told = capsys.readouterr().err
     assert told.count("done before") == 5
     assert (run_folder / "defects.csv").read_bytes() == before
+
+
+def test_the_detector_of_a_run_knows_the_lattice(run_folder, scans, tmp_path, capsys):
+    good = read_images(next(scans.glob("*.tif")))[0]
+    write_image(tmp_path / "wrong.tif", good.with_pixel_size(0.23, "file"))
+    noise = np.random.default_rng(0).normal(size=(128, 128)).astype("float32")
+    np.save(tmp_path / "noise.npy", noise)
+    detector = str(run_folder / "detector.safetensors")
+    assert main(["detect", "apply", detector, str(tmp_path), "--out", str(tmp_path / "found")]) == 0
+    told = capsys.readouterr().err
+    assert "from the lattice; the file says 0.23 Å" in told
+    assert "left out: noise.npy: the file has no pixel size and no WSe2 lattice" in told
+    names = {f"wrong.tif.{end}" for end in ("png", "annotated.tif", "calibrated.tif", "hspy")} | {
+        "defects.csv"
+    }
+    assert {path.name for path in (tmp_path / "found").iterdir()} >= names
+    kept = read_images(tmp_path / "found" / "wrong.tif.calibrated.tif")[0]
+    assert kept.pixel_size_A == pytest.approx(0.2, rel=0.03)
 
 
 def test_a_killed_run_resumes_to_the_same_result(run_folder, scans, tmp_path):
@@ -129,7 +152,7 @@ def test_images_without_scale_or_lattice_are_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_blank_and_overview_images_are_left_out_by_name(scans, tmp_path):
+def test_images_that_cannot_be_used_are_left_out_by_name(scans, tmp_path):
     good = read_images(next(scans.glob("*.tif")))[0]
     write_image(tmp_path / "good.tif", good)
     write_image(tmp_path / "blank.tif", good.with_data(np.full(good.shape, 3.0, np.float32), "blanked"))
@@ -137,11 +160,18 @@ def test_blank_and_overview_images_are_left_out_by_name(scans, tmp_path):
     said: list[str] = []
     images, failures = read_experiment([tmp_path], 0.0, said.append)
     assert [str(path) for path, _ in failures] == ["blank.tif"]
-    kept, coarse = fine_enough([Scaled(m, None, "") for m in images], 0.2, said.append)
+    noise = np.random.default_rng(0).normal(size=(128, 128)).astype("float32")
+    images += [Micrograph(noise, None, "noise.tif"), Micrograph(noise[:5, :5], 0.2, "tiny.tif")]
+    kept, unusable = decide_scale(images, ScaleRule("WSe2"), said.append, 0.2)
     assert [s.image.name for s in kept] == ["good.tif"]
-    assert [str(path) for path, _ in coarse] == ["overview.tif"]
-    assert any("blank.tif" in line for line in said)
-    assert any("too coarse" in line for line in said)
+    assert [str(path) for path, _ in unusable] == ["overview.tif", "noise.tif", "tiny.tif"]
+    for told in (
+        "blank.tif",
+        "too coarse",
+        "noise.tif: the file has no pixel size",
+        "tiny.tif: (5, 5) pixels",
+    ):
+        assert any(told in line for line in said), told
 
 
 def test_nothing_but_an_overview_is_refused_before_any_work(scans, tmp_path, capsys):
@@ -149,6 +179,15 @@ def test_nothing_but_an_overview_is_refused_before_any_work(scans, tmp_path, cap
     write_image(tmp_path / "overview.tif", good.with_pixel_size(56.0, "file"))
     assert main(["run", "wse2", "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "too coarse" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_smaller_than_a_patch_leave_no_run_folder(scans, tmp_path, capsys):
+    good = read_images(next(scans.glob("*.tif")))[0]
+    write_image(tmp_path / "small.tif", good.with_data(good.data[:40, :40], "cut"))
+    words = ["run", "wse2", "--images", str(tmp_path), "--pixel-size", "0.2", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "smaller than 48 px" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -170,10 +209,11 @@ def test_patches_larger_than_the_library_are_refused_before_any_work(scans, tmp_
 
 def test_a_calibration_far_from_the_lattice_is_doubted(scans):
     good = read_images(next(scans.glob("*.tif")))[0]
-    (scaled,) = decide_scale([good.with_pixel_size(0.5, "file")], built_in("wse2"))
+    rule = ScaleRule.of(built_in("wse2"))
+    ((scaled,), _) = decide_scale([good.with_pixel_size(0.5, "file")], rule, print)
     assert scaled.doubtful
     assert "--pixel-size" in scaled.why
-    (scaled,) = decide_scale([good], built_in("wse2"))
+    ((scaled,), _) = decide_scale([good], rule, print)
     assert not scaled.doubtful
 
 

@@ -205,9 +205,11 @@ def _find(recipe: Any, arguments: argparse.Namespace) -> None:
 def run_demo(arguments: argparse.Namespace) -> None:
     """`micrographia demo`."""
     from micrographia.workflows.demo import run_demo as demo
+    from micrographia.workflows.demo import summarise
 
     out = Path(arguments.out)
-    demo(out, arguments.full, arguments.seeds, arguments.resume, teller(arguments))
+    table = demo(out, arguments.full, arguments.seeds, arguments.resume, teller(arguments))
+    print(summarise(table).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     print(out / "report.html")
 
 

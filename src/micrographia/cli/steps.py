@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def add_commands(group: Any) -> None:
         default=None,
         help="lowest raw confidence, 0 to 1 [adapted to these images]",
     )
-    _add_out(apply, "folder for defects.csv and annotated pictures")
+    _add_out(apply, "folder for defects.csv and the images with their sites")
     add_device(apply)
 
 
@@ -190,7 +191,7 @@ def run_detect_apply(arguments: argparse.Namespace) -> None:
     """`micrographia detect apply`."""
     from micrographia.workflows.steps import apply_detector
 
-    sites = apply_detector(
+    sites, outside = apply_detector(
         arguments.model,
         arguments.images,
         arguments.pixel_size,
@@ -201,4 +202,6 @@ def run_detect_apply(arguments: argparse.Namespace) -> None:
     )
     for kind, count in sites["kind"].value_counts(sort=False).items():
         print(f"{kind:16} {count}")
+    for message in outside:
+        print(f"warning: {message}", file=sys.stderr)
     print(arguments.out / "defects.csv")

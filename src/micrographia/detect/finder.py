@@ -124,6 +124,8 @@ class DefectFinder:
         """Fraction of the sites in the validation images that were found at the threshold, by kind there."""
         self.home: DomainReference | None = None
         """What the images look like that this detector was made for."""
+        self.scale: dict[str, str | float] = {}
+        """How the pixel size of such images is decided (`workflows.scale.ScaleRule`); empty: as the file says."""
 
     # ------------------------------------------------------------------------------------------------- learn
 
@@ -381,6 +383,7 @@ class DefectFinder:
             "validation_scores": self.validation_scores,
             "recall": self.recall,
             "home": self.home.to_dict() if self.home else None,
+            "scale": self.scale,
         }
         save_model(Path(path), {f"member-{i}": n for i, n in enumerate(self.networks)}, settings, "detector")
 
@@ -398,7 +401,7 @@ class DefectFinder:
             finder.density_per_A2 = settings["density_per_A2"]
             finder.log_weights = torch.tensor(settings["log_weights"])
             finder.threshold, finder.validation_scores = settings["threshold"], settings["validation_scores"]
-            finder.recall = settings.get("recall", {})
+            finder.recall, finder.scale = settings.get("recall", {}), settings.get("scale", {})
             if settings.get("home"):
                 finder.home = DomainReference.from_dict(settings["home"])
             if settings["calibration"]:

@@ -165,6 +165,24 @@ def usable_patch(images: Sequence[Micrograph], wanted: int) -> int:
     return held // 8 * 8
 
 
+def patches_to_fit(images: Sequence[Micrograph], config: FitConfig) -> np.ndarray:
+    """Return the patches ``[N, H, W]`` whose statistics the conditions are fitted to.
+
+    Raises
+    ------
+    UserError
+        The images are smaller than a patch, or hold only one.
+    """
+    patch_px = usable_patch(images, config.patch_px)
+    patches = cut_patches(images, patch_px, config.max_patches)
+    if len(patches) < 2:
+        raise UserError(
+            f"fit: the images hold a single patch of {patch_px} x {patch_px} px, and a distribution needs at "
+            "least 2; give more or larger images, or a smaller fit.patch_px."
+        )
+    return patches
+
+
 def fit_conditions(
     experiment: Sequence[Micrograph],
     specimen: Specimen,
@@ -192,13 +210,8 @@ def fit_conditions(
     if len(sizes) != 1 or None in sizes:
         raise UserError("fit: the images must share one known pixel size; resample them first.")
     pixel_size_A = float(sizes.pop())  # type: ignore[arg-type]
-    patch_px = usable_patch(experiment, config.patch_px)
-    patches = cut_patches(experiment, patch_px, config.max_patches)
-    if len(patches) < 2:
-        raise UserError(
-            f"fit: the images hold a single patch of {patch_px} x {patch_px} px, and a distribution needs at "
-            "least 2; give more or larger images, or a smaller fit.patch_px."
-        )
+    patches = patches_to_fit(experiment, config)
+    patch_px = patches.shape[-1]
     real = physical_features(patches, pixel_size_A)
 
     rng = np.random.default_rng([seed, 77])

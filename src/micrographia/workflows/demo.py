@@ -110,7 +110,6 @@ def run_demo(
     }
     run.write_json("metrics.json", metrics)
     _write_report(run, results, summary, across)
-    say(summary.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     return table
 
 

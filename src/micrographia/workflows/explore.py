@@ -33,7 +33,7 @@ from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
 from micrographia.workflows.explore_recipe import ExploreRecipe, LatentConfig
 from micrographia.workflows.runfolder import RunFolder, file_fingerprint, versions
-from micrographia.workflows.scale import decide_scale, read_experiment
+from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
 from micrographia.workflows.stages import images_key
 
 Say = Callable[[str], None]
@@ -119,12 +119,14 @@ def explore(
     device = choose_device(recipe.device)
     own_sites = None if sites is None else read_sites(sites)
     micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
+    decided, without_scale = decide_scale(micrographs, ScaleRule.of(recipe), say)
+    failures += without_scale
     if failures and own_sites is not None and "frame" in own_sites:
         raise UserError(
-            f"{len(failures)} images could not be read, so that the column frame of {sites} no longer fits; remove them, "
+            f"{len(failures)} images could not be used, so that the column frame of {sites} no longer fits; remove them, "
             "or name the images (column image) instead."
         )
-    scaled = [s.image for s in decide_scale(micrographs, recipe)]
+    scaled = [s.image for s in decided]
     series = _is_series(scaled, recipe)
     if recipe.patches.time_stack > 1 and not series:
         raise UserError("patches.time_stack needs the frames of a movie; set series = yes if they are.")

@@ -11,22 +11,22 @@ import numpy as np
 import pandas as pd
 
 from micrographia.detect.finder import DefectFinder
-from micrographia.io import atomic_path, write_image, write_marked
 from micrographia.metrics.calibration import held_out_calibration_error, reliability_curve
 from micrographia.metrics.distances import compare_sets
 from micrographia.micrograph import Micrograph
 from micrographia.plots import figures
 from micrographia.plots.inspection import inspection_figure
-from micrographia.simulate.fit import FittedConditions, cut_patches, usable_patch
+from micrographia.simulate.fit import FittedConditions, cut_patches, patches_to_fit, usable_patch
 from micrographia.sites import write_sites
 from micrographia.training.device import choose_device, set_threads
+from micrographia.workflows.annotate import annotate
 from micrographia.workflows.recipe import Recipe
-from micrographia.workflows.report import Report, figure_png
+from micrographia.workflows.report import Report
 from micrographia.workflows.runfolder import RunFolder, versions
 from micrographia.workflows.scale import (
     Scaled,
+    ScaleRule,
     decide_scale,
-    fine_enough,
     matched,
     read_experiment,
     scale_table,
@@ -100,11 +100,9 @@ def find_defects(
     set_threads()
     device = choose_device(recipe.device)
     micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
-    scaled, coarse = fine_enough(decide_scale(micrographs, recipe), recipe.sampling_A, say)
-    failures += coarse
-    if recipe.library.train_on != "fitted" and recipe.translate.patch_px > recipe.library.size_px:
-        # An error now, not after the fit.
-        translation_patch_px([s.image.resampled(recipe.sampling_A) for s in scaled], recipe)
+    scaled, unusable = decide_scale(micrographs, ScaleRule.of(recipe), say, recipe.sampling_A)
+    failures += unusable
+    _check_before([s.image for s in scaled], recipe)
     run = RunFolder(out, recipe, resume)
     run.require_inputs({"images": images_key([s.image for s in scaled])})
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")
@@ -133,10 +131,20 @@ def find_defects(
         "seed": recipe.seed,
     }
     run.write_json("metrics.json", metrics)
-    _annotate(run, scaled, sites, recipe)
+    annotate(run.path / "annotated", [s.image for s in scaled], sites, {"recipe": recipe.name})
     write_report(run, scaled, sites, training, metrics, recipe)
+    for name in metrics["outside_domain"]:
+        say(f"warning: {name} is unlike the images the detector was trained on; see the report")
     say(f"{len(sites)} sites found; open {run.path / 'report.html'}")
     return FindResult(sites, metrics, run.path)
+
+
+def _check_before(images: Sequence[Micrograph], recipe: Recipe) -> None:
+    """What can be known to be impossible before a run folder is begun: images or a library too small."""
+    at_work = [m.resampled(recipe.sampling_A) for m in images]
+    patches_to_fit(at_work, recipe.fit)
+    if recipe.library.train_on != "fitted":
+        translation_patch_px(at_work, recipe)
 
 
 def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say) -> Training:
@@ -154,6 +162,7 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     ]
     finder, histories["detector"] = detect_stage(run, [sets[name] for name in used], recipe, say)
     finder.home = home_reference(experiment, recipe)
+    finder.scale = asdict(replace(ScaleRule.of(recipe), pixel_size_A=0.0))
     finder.save(run.path / "detector.safetensors")
     return Training(experiment, fitted, clean, sets, finder, histories)
 
@@ -200,20 +209,6 @@ def judge(training: Training, recipe: Recipe) -> dict[str, Any]:
 def _compared_px(training: Training, recipe: Recipe) -> int:
     """Edge of the patches in which training images and experiment are compared: no larger than the fit could use."""
     return usable_patch(training.experiment, min(96, recipe.fit.patch_px))
-
-
-def _annotate(run: RunFolder, scaled: Sequence[Scaled], sites: pd.DataFrame, recipe: Recipe) -> None:
-    """Write each image with its sites as PNG, as calibrated TIFF, and as a HyperSpy file with markers."""
-    folder = run.path / "annotated"
-    folder.mkdir(exist_ok=True)
-    for s in scaled:
-        own = sites[sites["image"] == s.image.name]
-        stem = s.image.name.replace("/", "_").replace("#", "-")
-        with atomic_path(folder / f"{stem}.png") as temporary:
-            about = {"annotated": s.image.name, "recipe": recipe.name}
-            temporary.write_bytes(figure_png(figures.detections_figure(s.image, own), about))
-        write_image(folder / f"{stem}.calibrated.tif", s.image)
-        write_marked(folder / f"{stem}.hspy", s.image, own)
 
 
 def write_report(

@@ -24,6 +24,29 @@ PLAUSIBLE_RATIO = 1.6
 
 
 @dataclass(frozen=True)
+class ScaleRule:
+    """How the pixel size of an image is decided; see the fields of the same names in `Recipe`."""
+
+    material: str
+    """Its lattice is looked for, where it is one that `inspect` knows."""
+    pixel_size_A: float = 0.0
+    trust_lattice_percent: float = 2.0
+    typical_spot_A: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe | ExploreRecipe) -> ScaleRule:
+        """Return the rule of a recipe."""
+        if isinstance(recipe, ExploreRecipe):
+            return cls(recipe.material, recipe.pixel_size_A, recipe.trust_lattice_percent)
+        return cls(
+            recipe.specimen.material,
+            recipe.pixel_size_A,
+            recipe.trust_lattice_percent,
+            recipe.typical_spot_A,
+        )
+
+
+@dataclass(frozen=True)
 class Scaled:
     """An image with the pixel size decided upon."""
 
@@ -59,55 +82,51 @@ def read_experiment(
     return images, failures
 
 
-def fine_enough(
-    scaled: Sequence[Scaled], sampling_A: float, say: Callable[[str], None]
+def _left_out(path: Path, reason: str) -> str:
+    return f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}"
+
+
+def decide_scale(
+    images: Sequence[Micrograph], rule: ScaleRule, say: Callable[[str], None], sampling_A: float = 0.0
 ) -> tuple[list[Scaled], list[tuple[Path, str]]]:
-    """Leave out images whose pixels are too coarse to be resampled to `sampling_A`, as overviews among the others.
+    """Decide on the pixel size of every image; tell and return which are left out, and why.
+
+    Left out are images that have no pixel size and no lattice to derive one from, and those whose pixels are too
+    coarse to be resampled to `sampling_A`, as overviews among the others.
 
     Raises
     ------
     UserError
         Nothing is left.
     """
-    kept, failures = [], []
-    for s in scaled:
+    scaled, failures = [], []
+    for image in images:
         try:
-            s.image.check_sampling(sampling_A)
-            kept.append(s)
+            decided = _decide(image, rule)
+            if sampling_A:
+                decided.image.check_sampling(sampling_A)
+            scaled.append(decided)
         except UserError as error:
-            failures.append((Path(s.image.name), str(error)))
-    if not kept:
+            failures.append((Path(image.name), str(error)))
+    if not scaled:
         raise UserError(failures[0][1])
     for path, reason in failures:
         say(_left_out(path, reason))
-    return kept, failures
+    return scaled, failures
 
 
-def _left_out(path: Path, reason: str) -> str:
-    return f"left out: {reason}" if str(path) in reason else f"left out: {path}: {reason}"
-
-
-def decide_scale(images: Sequence[Micrograph], recipe: Recipe | ExploreRecipe) -> list[Scaled]:
-    """Decide on the pixel size of every image; see `Recipe.pixel_size_A` and `trust_lattice_percent`.
-
-    Raises
-    ------
-    UserError
-        An image has no pixel size and no lattice to derive one from.
-    """
-    material = recipe.specimen.material if isinstance(recipe, Recipe) else recipe.material
-    known = material if material in LATTICES else None
-    return [_decide(image, recipe, known) for image in images]
-
-
-def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | None) -> Scaled:
-    if recipe.pixel_size_A:
-        image = image.with_pixel_size(recipe.pixel_size_A, "user")
-    inspection = inspect_image(image, material) if material else None
+def _decide(image: Micrograph, rule: ScaleRule) -> Scaled:
+    material = rule.material if rule.material in LATTICES else None
+    if rule.pixel_size_A:
+        image = image.with_pixel_size(rule.pixel_size_A, "user")
+    try:
+        inspection = inspect_image(image, material) if material else None
+    except UserError as error:
+        raise UserError(f"{image.name}: {error}") from None
     from_lattice = None
     if inspection is not None and inspection.confidence >= SURE_LATTICE:
         from_lattice = inspection.lattice_pixel_size_A
-    if recipe.pixel_size_A:
+    if rule.pixel_size_A:
         told = f", though the lattice says {from_lattice:.4g} Å" if from_lattice else ""
         return Scaled(image, inspection, f"given by the user{told}")
     known = image.pixel_size_A
@@ -116,7 +135,7 @@ def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | N
         percent = 100 * (known / from_lattice - 1)
         plausible = 1 / PLAUSIBLE_RATIO < known / from_lattice < PLAUSIBLE_RATIO
         doubt = 3 * (inspection.lattice_error_percent or 0.0) if inspection else 0.0
-        if plausible and abs(percent) > max(recipe.trust_lattice_percent, doubt):
+        if plausible and abs(percent) > max(rule.trust_lattice_percent, doubt):
             why = f"from the lattice; the file says {known:.4g} Å, {percent:+.1f} %"
             return Scaled(image.with_pixel_size(from_lattice, "lattice"), inspection, why)
         if not plausible:
@@ -133,7 +152,7 @@ def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | N
         return Scaled(
             image.with_pixel_size(from_lattice, "lattice"), inspection, "from the lattice; the file has none"
         )
-    if isinstance(recipe, Recipe) and recipe.typical_spot_A:
+    if rule.typical_spot_A:
         try:
             width_px = spot_scale(image.data)
         except UserError as error:
@@ -141,8 +160,8 @@ def _decide(image: Micrograph, recipe: Recipe | ExploreRecipe, material: str | N
                 f"{image.name}: the file has no pixel size, and it cannot be guessed ({error}) Give it with --pixel-size (in Å)."
             ) from None
         if width_px:
-            why = f"assumed: spots of {width_px:.1f} px are taken to be {recipe.typical_spot_A} Å wide"
-            return Scaled(image.with_pixel_size(recipe.typical_spot_A / width_px, "assumed"), inspection, why)
+            why = f"assumed: spots of {width_px:.1f} px are taken to be {rule.typical_spot_A} Å wide"
+            return Scaled(image.with_pixel_size(rule.typical_spot_A / width_px, "assumed"), inspection, why)
     looked = f" and no {material} lattice was found in it" if material else ""
     raise UserError(f"{image.name}: the file has no pixel size{looked}; give it with --pixel-size (in Å).")
 

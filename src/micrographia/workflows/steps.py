@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,15 @@ from micrographia.io import atomic_path, write_image
 from micrographia.library import ImageLibrary
 from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainReference
 from micrographia.micrograph import Micrograph
-from micrographia.plots.figures import detections_figure
 from micrographia.simulate.degrade import draw_conditions
 from micrographia.simulate.fit import cut_patches
 from micrographia.simulate.scenes import simulate_series
 from micrographia.sites import SITE_COLUMNS, concat_sites, write_sites
 from micrographia.training.device import choose_device, set_threads
 from micrographia.translate.translator import Translator
+from micrographia.workflows.annotate import annotate, file_name
 from micrographia.workflows.recipe import Recipe, to_dict
-from micrographia.workflows.report import figure_png
-from micrographia.workflows.scale import read_experiment
+from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
 from micrographia.workflows.stages import interleave, load_set, store_library
 
 Say = Callable[[str], None]
@@ -65,7 +65,8 @@ def fit_translator(
     choose_device(recipe.device)
     labelled = ImageLibrary.open(library)
     config = recipe.translate
-    real = [m.resampled(labelled.pixel_size_A) for m in read_experiment(images, pixel_size_A or 0.0, say)[0]]
+    rule = replace(ScaleRule.of(recipe), pixel_size_A=pixel_size_A or 0.0)
+    real = [m.resampled(labelled.pixel_size_A) for m in _at_scale(images, rule, labelled.pixel_size_A, say)]
     large = [min(m.shape) for m in real if min(m.shape) >= config.patch_px]
     edge = min([2 * config.patch_px, *large]) if large else config.patch_px
     translator = Translator(labelled.pixel_size_A, config)
@@ -104,7 +105,7 @@ def apply_translator(
         for micrograph in read_experiment(inputs, pixel_size_A or 0.0, say)[0]:
             at_work = micrograph.resampled(translator.pixel_size_A)
             data = translator.apply(at_work.data[None], 0, device, reverse)[0]
-            name = _file_name(micrograph.name).removesuffix(".tif")
+            name = file_name(micrograph.name).removesuffix(".tif")
             write_image(folder / f"{name}.tif", at_work.with_data(data, f"translated by {model}"), about)
             say(f"{name}.tif")
 
@@ -128,6 +129,7 @@ def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[s
     kinds = [kind for kind in first.kinds if kind not in columns]
     images, sites = interleave([load_set(path, path.name, str(path)) for path in libraries])
     finder = DefectFinder(kinds, columns, first.pixel_size_A, recipe.detect)
+    finder.scale = asdict(replace(ScaleRule.of(recipe), pixel_size_A=0.0))
     folder = out.with_suffix(".training")
     finder.fit(images, sites, folder, recipe.seed, recipe.device, recipe.tolerance_A)
     if len(images) >= LEAST_IMAGES and min(first.shape) >= LEAST_PATCH_PX:
@@ -144,38 +146,49 @@ def apply_detector(
     threshold: float | None,
     device: str,
     say: Say,
-) -> pd.DataFrame:
-    """Find sites in image files; write ``defects.csv`` and an annotated picture of each image to `out`.
+) -> tuple[pd.DataFrame, list[str]]:
+    """Find sites in image files; write ``defects.csv`` and each image with its sites to `out`.
 
     Without a `threshold`, confidence and threshold are adapted to all images together.
+
+    Returns
+    -------
+    sites : DataFrame
+    outside : list of str
+        A warning for each image that is unlike those the detector was made for.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"The threshold ({threshold}) is a confidence; give 0 to 1.")
     set_threads()
     finder = DefectFinder.load(model)
     _must_be_writable(out)
-    micrographs = read_experiment(images, pixel_size_A or 0.0, say)[0]
-    for micrograph in micrographs:
-        micrograph.check_sampling(finder.pixel_size_A)
+    rule = replace(ScaleRule(**({"material": ""} | finder.scale)), pixel_size_A=pixel_size_A or 0.0)
+    micrographs = _at_scale(images, rule, finder.pixel_size_A, say)
     if threshold is None:
         found, _, chosen = finder.find_all(micrographs, device)
         say(f"threshold {chosen:.2f} on the confidence, chosen without labels")
     else:
         found = concat_sites([finder.find(m, threshold, device) for m in micrographs])
-    out.mkdir(parents=True, exist_ok=True)
+    outside = []
     for micrograph in micrographs:
-        sites = found[found["image"] == micrograph.name]
-        say(f"{micrograph.name}: {len(sites)} sites")
+        say(f"{micrograph.name}: {(found['image'] == micrograph.name).sum()} sites")
         at_work = micrograph.resampled(finder.pixel_size_A)
         if finder.home is not None and min(at_work.shape) >= finder.home.patch_px:
             domain = finder.home.distance(at_work)
             if domain.outside:
-                say(f"warning: {domain.message}")
-        about = {"step": "detect", "model": str(model), "image": micrograph.name}
-        with atomic_path(out / f"{_file_name(micrograph.name)}.png") as temporary:
-            temporary.write_bytes(figure_png(detections_figure(micrograph, sites), about))
+                outside.append(domain.message)
+    annotate(out, micrographs, found, {"step": "detect", "model": str(model)})
     write_sites(found, out / "defects.csv")
-    return found
+    return found, outside
+
+
+def _at_scale(images: Sequence[str], rule: ScaleRule, sampling_A: float, say: Say) -> list[Micrograph]:
+    """Read images and decide on their pixel sizes, telling which, and which images are left out."""
+    read, _ = read_experiment(images, rule.pixel_size_A, say)
+    scaled, _ = decide_scale(read, rule, say, sampling_A)
+    for s in scaled:
+        say(f"{s.image.name}: {s.image.pixel_size_A:.4g} Å per pixel, {s.why}")
+    return [s.image for s in scaled]
 
 
 def _write_folder(
@@ -195,11 +208,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
     with atomic_path(out) as folder:
         folder.mkdir()
         yield folder
-
-
-def _file_name(name: str) -> str:
-    """A file name for a micrograph's name, which may hold a folder and a frame number."""
-    return name.replace("/", "_").replace("\\", "_").replace("#", "-")
 
 
 def _must_be_new(out: Path) -> None:
