@@ -83,7 +83,7 @@ def type_name(kind: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{json.dumps(a)}`" for a in arguments)
     if origin is tuple:
-        return "[low, high]"
+        return "[low, high]" if len(arguments) == 2 else "numbers"
     if origin is dict:
         return "table of numbers"
     if origin in (typing.Union, types.UnionType):

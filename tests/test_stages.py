@@ -10,7 +10,8 @@ from micrographia.library import ImageLibrary
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.degrade import NAMES
 from micrographia.simulate.fit import FitConfig, FittedConditions
-from micrographia.simulate.scenes import Specimen
+from micrographia.simulate.probe import Optics
+from micrographia.simulate.scenes import Specimen, simulate_series
 from micrographia.translate.cyclegan import TranslateConfig
 from micrographia.workflows import stages
 from micrographia.workflows.recipe import LibraryConfig, Recipe
@@ -121,8 +122,33 @@ def test_a_library_is_translated_with_its_sites(shared, monkeypatch):
     again, _ = stages.translate_stage(run, tuned, _experiment(), RECIPE, _quiet)
     assert np.array_equal(stages.apply_stage(run, again, tuned, RECIPE, _quiet).images, translated.images)
 
-    fidelity = stages.fidelity_of(tuned, translated, RECIPE)
+    fidelity = stages.fidelity_of(tuned, translated, RECIPE.sampling_A)
     assert set(fidelity) == {"vacancy-2Se"}
+
+
+@pytest.mark.parametrize(
+    ("material", "kind"),
+    [
+        ("graphene", "Si"),
+        ("graphene", "divacancy-C"),
+        ("WSe2", "substitution-Te-1Se"),
+        ("single-atoms", "Re"),
+    ],
+)
+def test_label_fidelity_is_measured_for_every_kind_of_defect(material, kind):
+    specimen = Specimen(material, defects={kind: 0.05})
+    images, _, sites = simulate_series(specimen, Optics(), 4, (128, 128), 0.15, 0, None)
+    before = stages.LabelledSet("simulated", images, sites, "")
+    kept = stages.fidelity_of(before, before, 0.15)[kind]
+    assert kept.n_defects > 3
+    assert kept.median_displacement_pm < 0.1
+    assert kept.filled_in == kept.filled_in_before <= 0.1
+    gone = images.copy()
+    rows = np.rint(sites.loc[sites["kind"] == kind, ["index", "y_px", "x_px"]]).to_numpy().astype(int)
+    for i, y, x in rows:
+        gone[i, max(y - 12, 0) : y + 13, max(x - 12, 0) : x + 13] = np.median(images[i])
+    flat = stages.fidelity_of(before, replace(before, images=gone), 0.15)[kind]
+    assert flat.contrast_kept < kept.contrast_kept - 0.3
 
 
 def test_small_experimental_images_shrink_the_patches(shared):

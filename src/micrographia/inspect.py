@@ -174,12 +174,14 @@ _LATTICE_FACTS = (
 )
 
 
-def check_material(material: str) -> None:
-    """Raise `UserError` when the lattice constant of `material` is not known."""
-    if material not in LATTICES:
+def known_material(material: str) -> str:
+    """Return a material's name as written here, in whatever case it is given; `UserError` if its lattice is unknown."""
+    known = {name.lower(): name for name in LATTICES}
+    if material.lower() not in known:
         raise UserError(
             f"The lattice constant of '{material}' is not known.{did_you_mean(material, LATTICES)}"
         )
+    return known[material.lower()]
 
 
 def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspection:
@@ -205,7 +207,7 @@ def inspect_image(micrograph: Micrograph, material: str | None = None) -> Inspec
     if np.ptp(image) == 0:
         raise UserError(f"{micrograph.name}: the image is constant: there is nothing to inspect.")
     if material is not None:
-        check_material(material)
+        material = known_material(material)
     spectrum = power_spectrum(image)
     lattice = find_lattice(image)
     noise = float(np.sqrt(spectrum.noise_power()))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ class DefectFinder:
         """Fraction of the sites in the validation images that were found at the threshold, by kind there."""
         self.home: DomainReference | None = None
         """What the images look like that this detector was made for."""
-        self.scale: dict[str, str | float] = {}
+        self.scale: dict[str, Any] = {}
         """How the pixel size of such images is decided (`workflows.scale.ScaleRule`); empty: as the file says."""
 
     # ------------------------------------------------------------------------------------------------- learn

@@ -92,14 +92,16 @@ def run_demo(
     set_threads()
     run = RunFolder(out, demo_recipe(0), resume)
     days = list(DAYS) if full else ["day-a"]
-    results = [
-        one_day(run, day, demo_recipe(seed), ROWS if full else QUICK_ROWS, say)
-        for seed in range(seeds)
-        for day in days
-    ]
+    results: list[DayResult] = []
+    for seed in range(seeds):
+        for day in days:
+            result = one_day(run, day, demo_recipe(seed), ROWS if full else QUICK_ROWS, say)
+            if seed:  # the report shows the images of the first seed; those of all would fill the memory
+                result = replace(result, sets={})
+            results.append(result)
+            table = pd.concat([r.rows for r in results], ignore_index=True)
+            run.write_text("table.csv", table.to_csv(index=False))
     across = across_days(results, say) if full else pd.DataFrame()
-    table = pd.concat([r.rows for r in results], ignore_index=True)
-    table.to_csv(run.path / "table.csv", index=False)
     summary = summarise(table)
     metrics = {
         "table": table.to_dict("records"),
@@ -178,12 +180,14 @@ def _training_sets(
         )
         training["CycleGAN"] = [apply_stage(run, translator, free, recipe, say, "translated-noise-free")]
         fidelity["CycleGAN"] = {
-            k: asdict(v) for k, v in fidelity_of(free, training["CycleGAN"][0], recipe).items()
+            k: asdict(v) for k, v in fidelity_of(free, training["CycleGAN"][0], recipe.sampling_A).items()
         }
     translator, histories[DEFAULT_WAY] = translate_stage(run, simulated, experiment, recipe, say)
     translated = apply_stage(run, translator, simulated, recipe, say)
     training[DEFAULT_WAY] = [simulated, translated]
-    fidelity[DEFAULT_WAY] = {k: asdict(v) for k, v in fidelity_of(simulated, translated, recipe).items()}
+    fidelity[DEFAULT_WAY] = {
+        k: asdict(v) for k, v in fidelity_of(simulated, translated, recipe.sampling_A).items()
+    }
     labelled, sites = recorded(recipe.library.images, 3, recipe.specimen, recipe.library.size_px)
     order = {m.name: i for i, m in enumerate(labelled)}
     sites = sites.assign(index=sites["image"].map(order))

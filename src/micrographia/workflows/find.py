@@ -127,6 +127,7 @@ def find_defects(
         "threshold_chosen": "maximises the expected F1 of the adapted confidences; no labels of the experiment used",
         "border": f"sites within {recipe.detect.radius_A} Å of an image's edge are not reported",
         "images_left_out": [[str(p), reason] for p, reason in failures],
+        "mean_strain_matched": recipe.specimen.mean_strain,
         "versions": versions(),
         "seed": recipe.seed,
     }
@@ -184,7 +185,7 @@ def judge(training: Training, recipe: Recipe) -> dict[str, Any]:
     fidelity = {}
     if "translated" in training.sets:
         before, after = training.sets["simulated"], training.sets["translated"]
-        fidelity = {k: asdict(v) for k, v in fidelity_of(before, after, recipe).items()}
+        fidelity = {k: asdict(v) for k, v in fidelity_of(before, after, recipe.sampling_A).items()}
     validation = training.finder.validation
     calibration = {}
     if validation is not None and training.finder.calibration is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from micrographia.errors import UserError, did_you_mean
-from micrographia.inspect import Inspection, check_material, inspect_image
+from micrographia.inspect import Inspection, inspect_image, known_material
 from micrographia.io import atomic_path, read_folder, read_provenance
 from micrographia.library import ImageLibrary
 from micrographia.metrics.matching import score_sites
@@ -196,7 +196,7 @@ def inspect_files(
         No image can be inspected.
     """
     if material is not None:
-        check_material(material)
+        material = known_material(material)
     images, failures = read_folder(paths, pixel_size_A)
     for _, reason in failures:
         say(f"micrographia: left out: {reason}")

@@ -119,10 +119,7 @@ def _decide(image: Micrograph, rule: ScaleRule) -> Scaled:
     material = rule.material if rule.material in LATTICES else None
     if rule.pixel_size_A:
         image = image.with_pixel_size(rule.pixel_size_A, "user")
-    try:
-        inspection = inspect_image(image, material) if material else None
-    except UserError as error:
-        raise UserError(f"{image.name}: {error}") from None
+    inspection = inspect_image(image, material) if material else None
     from_lattice = None
     if inspection is not None and inspection.confidence >= SURE_LATTICE:
         from_lattice = inspection.lattice_pixel_size_A

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from micrographia.detect.finder import DefectFinder
 from micrographia.errors import UserError
@@ -20,6 +22,7 @@ from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainRefe
 from micrographia.metrics.fidelity import LabelFidelity, label_fidelity
 from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.nets.weights import weights_key
+from micrographia.simulate.defects import parse_kind
 from micrographia.simulate.degrade import Conditions, draw_conditions
 from micrographia.simulate.fit import FittedConditions, cut_patches, fit_conditions, usable_patch
 from micrographia.simulate.scenes import label_maps, simulate_series
@@ -30,6 +33,8 @@ from micrographia.workflows.runfolder import RunFolder, fingerprint
 
 Say = Callable[[str], None]
 
+#: A place further than this from every atom is empty.
+EMPTY_A = 2.0
 #: What somebody who looks at the images would type in: one setting for all of them.
 HAND_TUNED = Conditions(
     defocus_A=(0.0, 0.0), astigmatism_A=(0.0, 0.0), coma_A=(0.0, 0.0), threefold_A=(0.0, 0.0),
@@ -293,35 +298,47 @@ def interleave(sets: Sequence[LabelledSet]) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def fidelity_of(
-    before: LabelledSet, after: LabelledSet, recipe: Recipe, most: int = 64
+    before: LabelledSet, after: LabelledSet, pixel_size_A: float, most: int = 64
 ) -> dict[str, LabelFidelity]:
-    """Measure for each kind of vacancy what a translation did to atoms and labels, on up to `most` images.
+    """Measure for each kind of defect what a translation did to atoms and labels, on up to `most` images.
 
     Both images carry the same noise, so what differs is the translation's doing; ``filled_in_before`` and
-    ``invented_before`` say how many sites looked wrong already through that noise.
+    ``invented_before`` say how many sites looked wrong already through that noise. A defect is compared with the
+    intact columns that it replaces; where nothing was before (an adatom, a pair of columns), with all of them; an
+    atom on a film without columns with empty places of that film.
     """
-    out = {}
     n = min(most, len(before.images))
     sites = before.sites[before.sites["index"] < n]
+    kinds = list(dict.fromkeys(sites["kind"]))
+    columns = [kind for kind in kinds if kind.startswith("column-")]
 
-    def positions(kinds: list[str]) -> list[np.ndarray]:
-        chosen = sites[sites["kind"].isin(kinds)]
-        return [chosen.loc[chosen["index"] == i, ["x_px", "y_px"]].to_numpy() for i in range(n)]
+    def positions(chosen: list[str]) -> list[np.ndarray]:
+        own = sites[sites["kind"].isin(chosen)]
+        return [own.loc[own["index"] == i, ["x_px", "y_px"]].to_numpy() for i in range(n)]
 
-    columns = other_kinds(sites, recipe)
-    for kind in defect_kinds(recipe):
-        same = [c for c in columns if c == f"column-{sublattice(kind)}"]
-        if same and (sites["kind"] == kind).any():
-            every, intact, defects = positions(columns), positions(same), positions([kind])
-            out[kind] = label_fidelity(
-                before.images[:n], after.images[:n], every, intact, defects, recipe.sampling_A
-            )
+    out = {}
+    for kind in (k for k in kinds if k not in columns):
+        defects = positions([kind])
+        if columns:
+            replaced = f"column-{parse_kind(kind).old}"
+            atoms, intact = positions(columns), positions([replaced] if replaced in columns else columns)
+        else:
+            far_px = EMPTY_A / pixel_size_A
+            atoms = defects
+            intact = [
+                _empty_places(xy, before.images.shape[1:], far_px, i) for i, xy in enumerate(positions(kinds))
+            ]
+        pair = before.images[:n], after.images[:n]
+        with suppress(UserError):  # of this kind no site can be measured: all too near an edge
+            out[kind] = label_fidelity(*pair, atoms, intact, defects, pixel_size_A)
     return out
 
 
-def sublattice(kind: str) -> str:
-    """Return the element whose column a vacancy kind is missing from: ``vacancy-1Se`` -> ``Se``."""
-    return kind.removeprefix("vacancy-").lstrip("0123456789") if kind.startswith("vacancy-") else ""
+def _empty_places(taken: np.ndarray, shape: tuple[int, ...], far_px: float, seed: int) -> np.ndarray:
+    """Random places ``[M, 2]`` of an image that are far from all atoms."""
+    rng = np.random.default_rng([seed, 5])
+    places = rng.uniform(0, np.array(shape[::-1]) - 1, (max(50, 3 * len(taken)), 2))
+    return places[cKDTree(taken).query(places)[0] > far_px] if len(taken) else places
 
 
 def domain_reference(sets: Sequence[LabelledSet], recipe: Recipe) -> DomainReference | None:

@@ -27,7 +27,7 @@ from micrographia.translate.translator import Translator
 from micrographia.workflows.annotate import annotate, file_name
 from micrographia.workflows.recipe import Recipe, to_dict
 from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
-from micrographia.workflows.stages import interleave, load_set, store_library
+from micrographia.workflows.stages import LabelledSet, fidelity_of, interleave, load_set, store_library
 
 Say = Callable[[str], None]
 #: Experimental patches that a translator learns from at most.
@@ -95,6 +95,10 @@ def apply_translator(
         sites = library.sites
         translated = translator.apply(images, 0, device, reverse)
         about |= {"of": library.metadata}
+        if not reverse:
+            about["label_fidelity"] = _told_fidelity(
+                load_set(Path(inputs[0]), "source", inputs[0]), translated, library.pixel_size_A, say
+            )
         with ImageLibrary.create(
             out, len(images), library.shape, library.kinds, library.pixel_size_A, about, str(labels.dtype)
         ) as copy:
@@ -108,6 +112,21 @@ def apply_translator(
             name = file_name(micrograph.name).removesuffix(".tif")
             write_image(folder / f"{name}.tif", at_work.with_data(data, f"translated by {model}"), about)
             say(f"{name}.tif")
+
+
+def _told_fidelity(
+    before: LabelledSet, translated: np.ndarray, pixel_size_A: float, say: Say
+) -> dict[str, dict]:
+    """Measure what a translation did to a library's labels, and tell it."""
+    after = replace(before, images=translated)
+    fidelity = {k: asdict(f) for k, f in fidelity_of(before, after, pixel_size_A).items()}
+    for kind, f in fidelity.items():
+        say(
+            f"{kind}: atoms moved by {f['median_displacement_pm']:.2g} pm (median; 95 %: {f['displacement_95_pm']:.2g}), "
+            f"contrast kept {f['contrast_kept']:.2f}, filled in {f['filled_in']:.1%} (before {f['filled_in_before']:.1%}), "
+            f"invented {f['invented']:.1%} (before {f['invented_before']:.1%})"
+        )
+    return fidelity
 
 
 def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[str, float]:
