@@ -101,7 +101,7 @@ def test_the_pixel_size_follows_from_the_material_and_a_wrong_one_is_reported():
     assert found.pixel_size_ratio == pytest.approx(0.2 * 20 / 3.282, rel=0.003)
     assert any("pixel size of the file" in w and "+21.9 %" in w for w in found.warnings)
     assert np.hypot(*found.vectors_A.T) == pytest.approx(3.282, rel=0.01)
-    right = inspect_image(Micrograph(image, 0.1641, pixel_size_source="file"), "WSe2")
+    right = inspect_image(Micrograph(image, 0.1641, pixel_size_source="file"), "wse2")  # in any case
     assert right.warnings == ()
     unknown = inspect_image(Micrograph(image))
     assert unknown.lattice_pixel_size_A is None

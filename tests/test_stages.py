@@ -211,10 +211,3 @@ def test_images_are_known_by_content_name_and_scale():
     assert key != stages.images_key(images[:2])
     assert key != stages.images_key([images[1], images[0], images[2]])
     assert key != stages.images_key([images[0].with_pixel_size(0.3, "user"), *images[1:]])
-
-
-@pytest.mark.parametrize(
-    ("kind", "element"), [("vacancy-1Se", "Se"), ("vacancy-2S", "S"), ("vacancy-1Sr", "Sr"), ("Si", "")]
-)
-def test_a_vacancy_names_the_element_that_is_missing(kind, element):
-    assert stages.sublattice(kind) == element
