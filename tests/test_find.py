@@ -223,3 +223,29 @@ def test_a_run_is_not_resumed_on_other_images(run_folder, scans, tmp_path, capsy
     words = ["run", "wse2", "--images", str(tmp_path), "--out", str(run_folder), *SETTINGS, "--resume"]
     assert main(words) == 2
     assert "other images" in capsys.readouterr().err
+
+
+def test_two_processes_learn_what_one_does_and_only_one_reports(scans, tmp_path):
+    """The detector's batches are shared; the CycleGAN, whose noise each process draws itself, is left out."""
+    settings = [*SETTINGS, "--set", "library.train_on=fitted", "--set", "detect.steps=40"]
+    words = ["run", "wse2", "--images", str(scans), *settings, "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def torchrun(out: str, *more: str) -> subprocess.CompletedProcess[str]:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "micrographia"]
+        command = [sys.executable, *launch, *words, str(tmp_path / out), *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+    done = torchrun("two")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("simulate-fitted: started") == 1
+    assert done.stdout.count("report.html") == 1
+    assert main([*words, str(tmp_path / "one")]) == 0
+    one, two = (
+        pd.read_csv(next((tmp_path / name).glob("stages/detect-*/history.csv"))) for name in ("one", "two")
+    )
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-3)
+    again = torchrun("two")
+    assert again.returncode != 0
+    assert "--resume" in again.stderr
+    assert "internal error" not in again.stderr

@@ -10,9 +10,10 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 
 from micrographia.cli import completion, journeys, looking, steps, synthesize
-from micrographia.cli.parser import Parser, command_group
+from micrographia.cli.parser import Parser, command_group, speaks
 from micrographia.errors import UserError
 
 
@@ -80,7 +81,8 @@ def _run(words: list[str]) -> int:
     if not hasattr(arguments, "run"):
         # A group without its command (nothing at all, or `translate`) shows what there is.
         parser.parse_args([*words, "--help"])
-    arguments.run(arguments)
+    with redirect_stdout(None) if not speaks() else nullcontext():
+        arguments.run(arguments)
     sys.stdout.flush()
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -127,8 +128,13 @@ def _whole_number(text: str, least: int) -> int:
     return value
 
 
+def speaks() -> bool:
+    """Whether this process tells what it does: the first one of those that ``torchrun`` starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def teller(arguments: argparse.Namespace) -> Callable[[str], None]:
     """Return the function that tells what is going on: on stderr, or nothing with --quiet."""
-    if getattr(arguments, "quiet", False):
+    if getattr(arguments, "quiet", False) or not speaks():
         return lambda message: None
     return lambda message: print(message, file=sys.stderr, flush=True)

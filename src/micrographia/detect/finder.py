@@ -26,6 +26,7 @@ from micrographia.patches import apply_tiled, dihedral, dihedral_inverse, random
 from micrographia.simulate.scenes import label_maps
 from micrographia.sites import concat_sites
 from micrographia.training.device import choose_device
+from micrographia.training.distributed import from_first, shard
 from micrographia.training.loop import TrainConfig, TrainResult, train
 from micrographia.training.supervised import Supervised
 
@@ -191,7 +192,7 @@ class DefectFinder:
                 network.load_state_dict(model.ema["network"].state_dict())
                 network.eval()
             self._validate(*validation)
-            if not self.unlearnt():
+            if not from_first(self.unlearnt()):
                 break
         if not any(self.recall.values()):
             raise UserError(
@@ -450,6 +451,6 @@ def _batches(
         offset = torch.from_numpy(rng.normal(0, config.gain_jitter, (config.batch, 1, 1, 1))).float()
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
         level = torch.from_numpy(rng.uniform(0, config.noise_jitter, (config.batch, 1, 1, 1))).float()
-        return gain * x + offset + level * noise, y.float() / 255
+        return shard((gain * x + offset + level * noise, y.float() / 255))
 
     return batch

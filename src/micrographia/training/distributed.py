@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,12 +29,14 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join(device: torch.device) -> None:
+def join() -> None:
     """Join the other processes that ``torchrun`` started, if it did and we have not yet."""
     if rank_and_world()[1] > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        # The others may wait long for what the first does alone.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(days=7))
         # Its threads must end before the interpreter does, or a process that has done its work may end in SIGABRT.
         atexit.register(dist.destroy_process_group)
 
@@ -95,10 +98,37 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return mean_over_processes([float(flag)], device)[0] > 0
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes and reports."""
+    return rank_and_world()[0] == 0
+
+
+def by_first(work: Callable[[], None]) -> None:
+    """Let the first process do `work`; the others wait until it is done, and fail as it does."""
+    error: UserError | None = None
+    if is_first():
+        try:
+            work()
+        except UserError as raised:
+            error = raised
+    told = from_first(error and str(error))
+    if error is not None:
+        raise error
+    if told is not None:
+        raise UserError(told)
+
+
+def alone(what: str) -> None:
+    """Raise `UserError` under ``torchrun``, for what one process does."""
+    if rank_and_world()[1] > 1:
+        raise UserError(f"{what} runs in one process; start it without torchrun.")
+
+
 def from_first(value: Any) -> Any:
     """Return the first process's `value` in every process."""
     if rank_and_world()[1] == 1:
         return value
+    join()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

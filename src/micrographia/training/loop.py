@@ -170,7 +170,7 @@ def train(
         raise ValueError("a score needs an evaluate function that returns it")
     device, folder = choose_device(config.device), Path(folder)
     precision = autocast(device, config.precision)
-    distributed.join(device)
+    distributed.join()
     rank, _ = distributed.rank_and_world()
     for network in model.networks.values():
         network.to(device).train()

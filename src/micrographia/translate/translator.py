@@ -17,6 +17,7 @@ from micrographia.micrograph import robust_scale
 from micrographia.nets.weights import built_alike, load_model, save_model
 from micrographia.patches import apply_tiled, random_crops
 from micrographia.training.device import choose_device
+from micrographia.training.distributed import shard
 from micrographia.training.loop import TrainConfig, TrainResult, train
 from micrographia.translate.cyclegan import CycleGAN, TranslateConfig, generator
 
@@ -82,9 +83,7 @@ class Translator:
 
         def batches(step: int) -> tuple[Tensor, Tensor]:
             draw = np.random.default_rng([seed, step])
-            return _crops(sim, config.patch_px, config.batch, draw), _crops(
-                exp, config.patch_px, config.batch, draw
-            )
+            return shard(tuple(_crops(t, config.patch_px, config.batch, draw) for t in (sim, exp)))
 
         def look(step: int) -> dict[str, float]:
             network = model.ema.get("to_experiment", model.networks["to_experiment"]).eval()

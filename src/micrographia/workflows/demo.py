@@ -24,6 +24,7 @@ from micrographia.simulate.fit import cut_patches
 from micrographia.simulate.scenes import Specimen
 from micrographia.simulate.virtual import DAYS, record
 from micrographia.training.device import set_threads
+from micrographia.training.distributed import alone
 from micrographia.workflows.find import distance_table, fidelity_table
 from micrographia.workflows.recipe import Recipe, built_in
 from micrographia.workflows.report import Report
@@ -89,6 +90,7 @@ def run_demo(
     seeds : int
         Independent repetitions, from the virtual microscope's images on.
     """
+    alone("The demo")
     set_threads()
     run = RunFolder(out, demo_recipe(0), resume)
     days = list(DAYS) if full else ["day-a"]

@@ -31,6 +31,7 @@ from micrographia.micrograph import Micrograph, robust_scale
 from micrographia.sites import concat_sites, read_sites, write_sites
 from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
+from micrographia.training.distributed import alone
 from micrographia.workflows.explore_recipe import ExploreRecipe, LatentConfig
 from micrographia.workflows.runfolder import RunFolder, file_fingerprint, versions
 from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
@@ -115,6 +116,7 @@ def explore(
     """
     from micrographia.workflows.explore_report import write_explore_report
 
+    alone("explore")
     set_threads()
     device = choose_device(recipe.device)
     own_sites = None if sites is None else read_sites(sites)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from micrographia.micrograph import Micrograph
 from micrographia.plots import figures
 from micrographia.plots.inspection import inspection_figure
 from micrographia.simulate.fit import FittedConditions, cut_patches, patches_to_fit, usable_patch
-from micrographia.sites import write_sites
+from micrographia.sites import read_sites, write_sites
 from micrographia.training.device import choose_device, set_threads
+from micrographia.training.distributed import by_first
 from micrographia.workflows.annotate import annotate
 from micrographia.workflows.recipe import Recipe
 from micrographia.workflows.report import Report
@@ -112,6 +114,23 @@ def find_defects(
     strain = " ".join(f"{100 * e:+.1f}" for e in recipe.specimen.mean_strain)
     say(f"simulated lattices are strained like the measured ones: xx yy xy = {strain} %")
     training = learn(run, [s.image for s in scaled], recipe, say)
+    found: list[FindResult] = []
+    by_first(lambda: found.append(_report_on(run, scaled, training, failures, recipe, say)))
+    if found:
+        return found[0]
+    metrics = json.loads((run.path / "metrics.json").read_text("utf-8"))
+    return FindResult(read_sites(run.path / "defects.csv"), metrics, run.path)
+
+
+def _report_on(
+    run: RunFolder,
+    scaled: list[Scaled],
+    training: Training,
+    failures: list[tuple[Path, str]],
+    recipe: Recipe,
+    say: Say,
+) -> FindResult:
+    """Find the sites in the images; write all that a run leaves behind."""
     sites, candidates, threshold = training.finder.find_all([s.image for s in scaled], recipe.device)
     order = {s.image.name: float(s.image.pixel_size_A or np.nan) for s in scaled}
     sites = sites.assign(pixel_size_A=sites["image"].map(order)).sort_values(
@@ -164,7 +183,7 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     finder, histories["detector"] = detect_stage(run, [sets[name] for name in used], recipe, say)
     finder.home = home_reference(experiment, recipe)
     finder.scale = asdict(replace(ScaleRule.of(recipe), pixel_size_A=0.0))
-    finder.save(run.path / "detector.safetensors")
+    by_first(lambda: finder.save(run.path / "detector.safetensors"))
     return Training(experiment, fitted, clean, sets, finder, histories)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from micrographia.errors import UserError
 from micrographia.io import atomic_path
+from micrographia.training import distributed
 from micrographia.workflows.explore_recipe import ExploreRecipe
 from micrographia.workflows.recipe import Recipe, differences, load_recipe, to_toml
 from micrographia.workflows.synthesize_recipe import SynthesizeRecipe
@@ -51,6 +52,11 @@ class RunFolder:
         free: tuple[str, ...] = (),
     ) -> None:
         self.path = Path(path)
+        distributed.by_first(lambda: self._claim(recipe, resume, free))
+
+    def _claim(
+        self, recipe: Recipe | ExploreRecipe | SynthesizeRecipe, resume: bool, free: tuple[str, ...]
+    ) -> None:
         stored = self.path / "recipe.toml"
         if stored.exists():
             earlier = load_recipe(stored)
@@ -79,35 +85,47 @@ class RunFolder:
         self.write_json("versions.json", versions())
 
     def stage(
-        self, name: str, inputs: Any, work: Callable[[Path], None], say: Callable[[str], None] = print
+        self,
+        name: str,
+        inputs: Any,
+        work: Callable[[Path], None],
+        say: Callable[[str], None] = print,
+        together: bool = False,
     ) -> Path:
-        """Run `work(folder)` unless it was done with the same JSON-ready `inputs`; return its folder."""
+        """Run `work(folder)` unless it was done with the same JSON-ready `inputs`; return its folder.
+
+        Of several processes (``torchrun``) the first works alone, or all of them `together`: a training,
+        after which only the first may write.
+        """
         key = fingerprint(inputs)
         folder = self.path / "stages" / f"{name}-{key}"
         done = folder / "done.json"
-        if done.exists():
+        if distributed.from_first(done.exists()):
             say(f"{name}: done before")
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         say(f"{name}: started")
         start = time.monotonic()
-        work(folder)
-        seconds = time.monotonic() - start
-        with atomic_path(done) as temporary:
-            temporary.write_text(
-                json.dumps(
-                    {"stage": name, "inputs": inputs, "seconds": round(seconds, 1)}, indent=1, default=str
-                )
-            )
+        if together:
+            work(folder)
+        else:
+            distributed.by_first(lambda: work(folder))
+        seconds = round(time.monotonic() - start, 1)
+        told = json.dumps({"stage": name, "inputs": inputs, "seconds": seconds}, indent=1, default=str)
+        distributed.by_first(lambda: self.write_text(str(done.relative_to(self.path)), told))
         say(f"{name}: done in {seconds:.0f} s")
         return folder
 
     def require_inputs(self, inputs: dict[str, str]) -> None:
         """Note what the run works on; refuse a folder that was run on something else, or results would mix."""
         path = self.path / "inputs.json"
-        if path.exists() and json.loads(path.read_text("utf-8")) != inputs:
-            raise UserError(f"{self.path} holds a run on other images or sites; choose another --out.")
-        self.write_json("inputs.json", inputs)
+
+        def check_and_note() -> None:
+            if path.exists() and json.loads(path.read_text("utf-8")) != inputs:
+                raise UserError(f"{self.path} holds a run on other images or sites; choose another --out.")
+            self.write_json("inputs.json", inputs)
+
+        distributed.by_first(check_and_note)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file into the run folder, completely or not at all."""

@@ -26,6 +26,7 @@ from micrographia.simulate.defects import parse_kind
 from micrographia.simulate.degrade import Conditions, draw_conditions
 from micrographia.simulate.fit import FittedConditions, cut_patches, fit_conditions, usable_patch
 from micrographia.simulate.scenes import label_maps, simulate_series
+from micrographia.training.distributed import is_first
 from micrographia.translate.cyclegan import TranslateConfig
 from micrographia.translate.translator import Translator, Watch
 from micrographia.workflows.recipe import Recipe, to_dict
@@ -183,6 +184,8 @@ def translate_stage(
         result = translator.fit(
             source.images, experimental, folder / "training", recipe.seed, recipe.device, watch
         )
+        if not is_first():
+            return
         translator.save(folder / "translator.safetensors")
         result.history.to_csv(folder / "history.csv", index=False)
         _write_json(
@@ -196,7 +199,7 @@ def translate_stage(
         "translate": to_dict(recipe.translate),
         "seed": recipe.seed,
     }
-    folder = run.stage(name, inputs, work, say)
+    folder = run.stage(name, inputs, work, say, together=True)
     return Translator.load(folder / "translator.safetensors"), pd.read_csv(folder / "history.csv")
 
 
@@ -263,6 +266,8 @@ def detect_stage(
         results = finder.fit(
             images, sites, folder / "training", recipe.seed, recipe.device, recipe.tolerance_A
         )
+        if not is_first():
+            return
         finder.save(folder / "detector.safetensors")
         pd.concat([r.history.assign(member=i) for i, r in enumerate(results)]).to_csv(
             folder / "history.csv", index=False
@@ -276,7 +281,7 @@ def detect_stage(
         "kinds": defect_kinds(recipe),
         "seed": recipe.seed,
     }
-    folder = run.stage(name, inputs, work, say)
+    folder = run.stage(name, inputs, work, say, together=True)
     finder = DefectFinder.load(folder / "detector.safetensors")
     finder.validation = pd.read_csv(folder / "validation.csv")
     for kind in finder.unlearnt():

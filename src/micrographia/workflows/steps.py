@@ -23,6 +23,7 @@ from micrographia.simulate.fit import cut_patches
 from micrographia.simulate.scenes import simulate_series
 from micrographia.sites import SITE_COLUMNS, concat_sites, write_sites
 from micrographia.training.device import choose_device, set_threads
+from micrographia.training.distributed import by_first
 from micrographia.translate.translator import Translator
 from micrographia.workflows.annotate import annotate, file_name
 from micrographia.workflows.recipe import Recipe, to_dict
@@ -72,7 +73,7 @@ def fit_translator(
     translator = Translator(labelled.pixel_size_A, config)
     patches = cut_patches(real, edge, MAX_PATCHES)
     translator.fit(labelled.load()[0], patches, out.with_suffix(".training"), recipe.seed, recipe.device)
-    translator.save(out)
+    by_first(lambda: translator.save(out))
 
 
 def apply_translator(
@@ -153,7 +154,7 @@ def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[s
     finder.fit(images, sites, folder, recipe.seed, recipe.device, recipe.tolerance_A)
     if len(images) >= LEAST_IMAGES and min(first.shape) >= LEAST_PATCH_PX:
         finder.home = DomainReference.fit(images, first.pixel_size_A, 64, 1500, seed=recipe.seed)
-    finder.save(out)
+    by_first(lambda: finder.save(out))
     return finder.validation_scores
 
 

@@ -21,6 +21,7 @@ from micrographia.metrics.microstructure import MicrostructureComparison, compar
 from micrographia.plots.synthesis import sheet
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
 from micrographia.synthesize.synthesizer import FEATURE_PIXEL_A, Synthesizer
+from micrographia.training import distributed
 from micrographia.training.checkpoint import data_fingerprint
 from micrographia.training.device import choose_device, set_threads
 from micrographia.training.loop import TrainingDiverged
@@ -76,7 +77,7 @@ def fit_synthesizer(
     out: Path,
     resume: bool = False,
     say: Say = print,
-) -> Synthesis:
+) -> Synthesis | None:
     """Learn a population of images; judge samples of it; leave model, samples, metrics and report in `out`.
 
     Parameters
@@ -90,6 +91,11 @@ def fit_synthesizer(
         Continue an earlier run of the same recipe.
     say : callable
         Told what is going on.
+
+    Returns
+    -------
+    Synthesis
+        None in all but the first process of ``torchrun``.
 
     Raises
     ------
@@ -137,12 +143,16 @@ def fit_synthesizer(
                 raise
             model.save(run.path / "model.safetensors")
             raise TrainingDiverged(f"{error} Its generator is {run.path / 'model.safetensors'}.") from error
+        if not distributed.is_first():
+            return
         model.save(folder / "model.safetensors")
         result.history.to_csv(folder / "history.csv", index=False)
         (folder / "best.txt").write_text(str(result.best_step))
 
     key = inputs | {"hold_out": config.hold_out, "gan": str(recipe.gan), "seed": recipe.seed}
-    stage = run.stage("train", key, work, say)
+    stage = run.stage("train", key, work, say, together=True)
+    if not distributed.is_first():
+        return None
     with atomic_path(run.path / "model.safetensors") as temporary:
         shutil.copyfile(stage / "model.safetensors", temporary)
     model = Synthesizer.load(run.path / "model.safetensors")
