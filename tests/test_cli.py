@@ -398,6 +398,21 @@ def test_evaluate_in_angstrom_and_in_pixels(capsys, tables):
     assert "2 found, 1 missed, 1 false alarms in 1 image(s)" in capsys.readouterr().out
 
 
+def test_evaluate_writes_the_precision_recall_curve(capsys, tmp_path):
+    for name, x, confidence in (("found", [10, 20, 90], [0.9, 0.5, 0.7]), ("truth", [10, 20, 30], [1, 1, 1])):
+        table = pd.DataFrame({"image": "a", "x_px": x, "y_px": 5, "kind": "Si", "confidence": confidence})
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    words = [tmp_path / "found.csv", tmp_path / "truth.csv", "--tolerance", 2, "--curve"]
+    result = evaluated(capsys, *words, tmp_path / "curve.csv")
+    curve = pd.read_csv(tmp_path / "curve.csv")
+    assert curve["threshold"].tolist() == [0.9, 0.7, 0.5]
+    assert curve["precision"].tolist() == pytest.approx([1, 1 / 2, 2 / 3])
+    assert result["average_precision"] == pytest.approx(1 / 3 + 2 / 3 / 3)
+    evaluated(capsys, *words, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    assert ".csv or .png" in fails(capsys, "evaluate", *words, tmp_path / "curve.jpg")
+
+
 def test_each_image_may_have_its_own_pixel_size(capsys, tmp_path):
     truth = pd.DataFrame(
         {"image": ["a.tif", "b.tif"], "x_px": 10.0, "y_px": 10.0, "kind": "Si", "pixel_size_A": [0.1, 0.4]}

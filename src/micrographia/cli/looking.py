@@ -31,6 +31,7 @@ def add_commands(group: Any) -> None:
         group, "evaluate", "Score found sites against the truth: precision, recall, F1 with intervals",
         """micrographia evaluate my-run/defects.csv truth.csv --tolerance 0.75 --pixel-size 0.078
         micrographia evaluate found.csv truth.csv --tolerance 6                 in pixels
+        micrographia evaluate my-run/candidates.csv truth.csv --tolerance 1 --curve curve.png
         micrographia evaluate found.csv truth.csv --tolerance 0.75 --pixel-size 0.078 --json""",
         run_evaluate,
     )  # fmt: skip
@@ -58,6 +59,9 @@ def add_commands(group: Any) -> None:
     evaluate.add_argument("--ignore-kind", action="store_true", help="let sites of different kinds match")
     evaluate.add_argument(
         "--kind", action="append", default=[], dest="kinds", help="judge only this kind (repeatable) [all]"
+    )
+    evaluate.add_argument(
+        "--curve", type=Path, metavar="FILE", help="write the precision-recall curve: .png or .csv"
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of text")
 
@@ -96,6 +100,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         (height, width) if arguments.size else None,
         arguments.ignore_kind,
         arguments.kinds,
+        arguments.curve,
     )
     for warning in result["warnings"]:
         teller(arguments)(f"micrographia: note: {warning}")
@@ -105,6 +110,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     for name in ("precision", "recall", "f1"):
         low, high = result[f"{name}_interval"]
         print(f"{name:10}{_number(result[name])}   [{_number(low)}, {_number(high)}]")
+    print(f"average precision {_number(result['average_precision'])}")
     tp, fn, fp, unit = (result[name] for name in ("tp", "fn", "fp", "unit"))
     print(f"{tp} found, {fn} missed, {fp} false alarms in {result['images']} image(s)")
     print(f"matched within {result['tolerance']:g} {unit}; RMS {_number(result['rms_distance'])} {unit}")

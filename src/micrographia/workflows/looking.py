@@ -14,8 +14,9 @@ from micrographia.errors import UserError, did_you_mean
 from micrographia.inspect import Inspection, inspect_image, known_material
 from micrographia.io import atomic_path, read_folder, read_provenance
 from micrographia.library import ImageLibrary
-from micrographia.metrics.matching import score_sites
+from micrographia.metrics.matching import average_precision, precision_recall_curve, score_sites
 from micrographia.micrograph import Micrograph
+from micrographia.plots.figures import precision_recall_figure
 from micrographia.signals import told_json
 from micrographia.workflows.report import figure_png
 
@@ -29,6 +30,7 @@ def evaluate_sites(
     shape: tuple[int, int] | None = None,
     ignore_kind: bool = False,
     kinds: Sequence[str] = (),
+    curve: Path | None = None,
 ) -> dict[str, Any]:
     """Score found sites against true ones.
 
@@ -42,11 +44,13 @@ def evaluate_sites(
         In Å where pixel sizes are known, else in pixels.
     shape : (height, width), optional
         Of all images, pixels; a border needs it.
+    curve : path, optional
+        ``.csv`` or ``.png``: precision and recall at every confidence of the found sites.
 
     Returns
     -------
     dict, ready for JSON
-        precision, recall, f1, ``*_interval`` (95 %), tp, fp, fn, rms_distance, tolerance, unit, images,
+        precision, recall, f1, ``*_interval`` (95 %), average_precision, tp, fp, fn, rms_distance, tolerance, unit, images,
         warnings; None where a value is undefined.
 
     Raises
@@ -88,18 +92,19 @@ def evaluate_sites(
             name: (height * scale.get(name, 1.0), width * scale.get(name, 1.0))
             for name in _images(predicted, truth)
         }
-    score = score_sites(
-        _scaled(predicted, scale),
-        _scaled(truth, scale),
-        tolerance_px=tolerance,
-        border_px=border,
-        shapes=shapes,  # type: ignore[arg-type]  # lengths in Å, not only whole pixels
-        kinds=list(kinds) or None,
-        ignore_kind=ignore_kind,
-    )
+    predicted, truth = _scaled(predicted, scale), _scaled(truth, scale)
+    how: dict[str, Any] = {
+        "tolerance_px": tolerance, "border_px": border, "shapes": shapes, "kinds": list(kinds) or None,
+        "ignore_kind": ignore_kind,
+    }  # fmt: skip
+    score = score_sites(predicted, truth, **how)
+    course = precision_recall_curve(predicted, truth, **how)
+    if curve is not None:
+        _write_curve(curve, course)
     out: dict[str, Any] = {name: _defined(getattr(score, name)) for name in ("precision", "recall", "f1")}
     out |= {f"{name}_interval": [_defined(v) for v in ends] for name, ends in score.intervals.items()}
     return out | {
+        "average_precision": _defined(average_precision(course)),
         "tp": score.tp,
         "fp": score.fp,
         "fn": score.fn,
@@ -110,6 +115,17 @@ def evaluate_sites(
         "images": len(score.per_image),
         "warnings": warnings,
     }
+
+
+def _write_curve(path: Path, curve: pd.DataFrame) -> None:
+    """Write a precision-recall curve as a table or as a picture."""
+    if path.suffix.lower() not in (".csv", ".png"):
+        raise UserError(f"{path}: a curve is written as .csv or .png; choose such a name.")
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            curve.to_csv(temporary, index=False)
+        else:
+            temporary.write_bytes(figure_png(precision_recall_figure({"found": curve})))
 
 
 def _scaled(table: pd.DataFrame, scale: dict[str, float]) -> pd.DataFrame:
