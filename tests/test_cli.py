@@ -617,12 +617,17 @@ def test_translating_keeps_a_librarys_labels(capsys, tmp_path):
     small = [f"--set=translate.{c}" for c in ("steps=2", "patch_px=64", "batch=1", "width=8", "blocks=1")]
     words = ["--library", str(library), "--images", str(tmp_path / "real"), "--out", str(model)]
     assert main(["translate", "fit", *words, *small, "--quiet"]) == 0
+    assert (tmp_path / "t.training" / "losses.png").is_file()
+    assert len(list((tmp_path / "t.training" / "samples").glob("*.png"))) == 1
+    capsys.readouterr()
     assert main(["translate", "apply", str(model), str(library), "--out", str(translated)]) == 0
+    assert "atoms moved by" in capsys.readouterr().err
     before, after = ImageLibrary.open(library), ImageLibrary.open(translated)
     assert (before.load()[1] == after.load()[1]).all()
     pd.testing.assert_frame_equal(before.sites, after.sites)
     assert not np.allclose(before.load()[0], after.load()[0])
     assert after.metadata["step"] == "translate"
+    assert set(after.metadata["label_fidelity"]) & {"vacancy-1Se", "vacancy-2Se"}
     assert (
         main(["translate", "apply", str(model), str(tmp_path / "real"), "--out", str(tmp_path / "out")]) == 0
     )

@@ -178,7 +178,7 @@ def translate_stage(
 
     def work(folder: Path) -> None:
         def watch(step: int, seen: Watch) -> None:
-            _save_samples(folder / "samples" / f"{step:06d}.png", seen, recipe.sampling_A)
+            save_samples(folder / "samples" / f"{step:06d}.png", seen, recipe.sampling_A)
 
         translator = Translator(recipe.sampling_A, _fitting(recipe, experimental))
         result = translator.fit(
@@ -376,7 +376,8 @@ def home_reference(images: Sequence[Micrograph], recipe: Recipe) -> DomainRefere
     return None
 
 
-def _save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
+def save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
+    """Draw a simulated, a translated and an experimental patch beside each other, as the training goes on."""
     from micrographia.plots.pictures import comparison_sheet
     from micrographia.workflows.report import figure_png
 

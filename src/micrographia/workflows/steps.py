@@ -18,19 +18,30 @@ from micrographia.io import atomic_path, write_image
 from micrographia.library import ImageLibrary
 from micrographia.metrics.domain import LEAST_IMAGES, LEAST_PATCH_PX, DomainReference
 from micrographia.micrograph import Micrograph
+from micrographia.plots.figures import loss_figure
 from micrographia.simulate.degrade import draw_conditions
 from micrographia.simulate.fit import cut_patches
 from micrographia.simulate.scenes import simulate_series
 from micrographia.sites import SITE_COLUMNS, concat_sites, write_sites
 from micrographia.training.device import choose_device, set_threads
 from micrographia.training.distributed import by_first
-from micrographia.translate.translator import Translator
+from micrographia.translate.translator import Translator, Watch
 from micrographia.workflows.annotate import annotate, file_name
 from micrographia.workflows.recipe import Recipe, to_dict
+from micrographia.workflows.report import figure_png
 from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
-from micrographia.workflows.stages import LabelledSet, fidelity_of, interleave, load_set, store_library
+from micrographia.workflows.stages import (
+    LabelledSet,
+    fidelity_of,
+    interleave,
+    load_set,
+    save_samples,
+    store_library,
+)
 
 Say = Callable[[str], None]
+#: Edge of an image that is simulated, at least.
+SMALLEST_PX = 16
 #: Experimental patches that a translator learns from at most.
 MAX_PATCHES = 400
 
@@ -43,6 +54,8 @@ def simulate(recipe: Recipe, n: int, size_px: int, out: Path, noise_free: bool =
     out : path
         ``NAME.zarr`` becomes an :class:`ImageLibrary`, all else a folder of TIFF files and ``sites.csv``.
     """
+    if size_px < SMALLEST_PX:
+        raise UserError(f"Images of {size_px} px show nothing; give --size-px {SMALLEST_PX} or more.")
     _must_be_new(out)
     set_threads()
     rng = np.random.default_rng([recipe.seed, 31])
@@ -72,8 +85,20 @@ def fit_translator(
     edge = min([2 * config.patch_px, *large]) if large else config.patch_px
     translator = Translator(labelled.pixel_size_A, config)
     patches = cut_patches(real, edge, MAX_PATCHES)
-    translator.fit(labelled.load()[0], patches, out.with_suffix(".training"), recipe.seed, recipe.device)
-    by_first(lambda: translator.save(out))
+    folder = out.with_suffix(".training")
+
+    def watch(step: int, seen: Watch) -> None:
+        save_samples(folder / "samples" / f"{step:06d}.png", seen, labelled.pixel_size_A)
+
+    result = translator.fit(labelled.load()[0], patches, folder, recipe.seed, recipe.device, watch)
+
+    def finish() -> None:
+        translator.save(out)
+        with atomic_path(folder / "losses.png") as temporary:
+            temporary.write_bytes(figure_png(loss_figure(result.history)))
+
+    by_first(finish)
+    say(f"sample pictures and losses: {folder}")
 
 
 def apply_translator(
