@@ -385,6 +385,18 @@ def test_a_folder_is_read_past_its_bad_files(tmp_path, picture):
     assert len(read_folder([tmp_path, tmp_path / "b9.npy"])[0]) == 2, "each file once"
 
 
+def test_a_bad_frame_does_not_take_its_stack_with_it(tmp_path):
+    stack = np.random.default_rng(0).normal(size=(3, 40, 40)).astype(np.float32)
+    stack[1, 5, 5] = np.nan
+    np.save(tmp_path / "stack.npy", stack)
+    images, failures = read_folder(tmp_path)
+    assert [m.name for m in images] == ["stack.npy#0", "stack.npy#2"]
+    ((path, reason),) = failures
+    assert path.name == "stack.npy"
+    assert "stack.npy#1" in reason
+    assert "NaN" in reason
+
+
 def test_names_from_several_folders_are_unique(tmp_path, picture):
     for folder in ("x/day", "y/day", "z"):
         (tmp_path / folder).mkdir(parents=True)

@@ -81,12 +81,13 @@ def read_images(path: str | Path, pixel_size_A: float | None = None) -> list[Mic
     UserError
         The file cannot be read, or holds no image; the message names the file and the reason.
     """
-    images = []
-    for stored in read_stored(path):
-        size = stored.pixel_size_A if pixel_size_A is None else pixel_size_A
-        source = "user" if pixel_size_A is not None else "file" if size else "unknown"
-        images.append(Micrograph(stored.data, size, stored.name, source, stored.metadata, stored.history))
-    return images
+    return [_micrograph(stored, pixel_size_A) for stored in read_stored(path)]
+
+
+def _micrograph(stored: StoredImage, pixel_size_A: float | None) -> Micrograph:
+    size = stored.pixel_size_A if pixel_size_A is None else pixel_size_A
+    source = "user" if pixel_size_A is not None else "file" if size else "unknown"
+    return Micrograph(stored.data, size, stored.name, source, stored.metadata, stored.history)
 
 
 def read_stored(path: str | Path, colours: bool = False) -> list[StoredImage]:
@@ -165,15 +166,20 @@ def read_folder(
     failures: list[tuple[Path, str]] = []
     for file, name in zip(files, unique_names(files), strict=True):
         try:
-            read = read_images(file, pixel_size_A)
+            stored = read_stored(file)
         except UserError as error:
             failures.append((file, str(error)))
-        else:
-            images += [replace(image, name=name + image.name.removeprefix(file.name)) for image in read]
+            continue
+        for frame in stored:  # one with NaN does not take the others with it
+            try:
+                named = replace(frame, name=name + frame.name.removeprefix(file.name))
+                images.append(_micrograph(named, pixel_size_A))
+            except UserError as error:
+                failures.append((file, str(error)))
     if not images:
         reasons = "\n  ".join(reason for _, reason in failures[:5])
         more = f"\n  and {len(failures) - 5} more" if len(failures) > 5 else ""
-        raise UserError(f"None of {len(failures)} files could be read:\n  {reasons}{more}")
+        raise UserError(f"None of {len(files)} files could be read:\n  {reasons}{more}")
     return images, failures
 
 
