@@ -102,7 +102,6 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     told = read_provenance(next((out / "samples").glob("*.png")))
     assert told["synthetic"] is True
     assert told["generator"] == "stylegan2"
-    assert read_provenance(out / "looks" / "step-000012.png")["step"] == 12
     page = (out / "report.html").read_text("utf-8")
     for heading in (
         "Real and generated",
@@ -116,6 +115,30 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     for figure in ("sheets", "microstructure", "neighbours", "paths", "training", "looks"):
         assert (out / "figures" / f"{figure}.png").stat().st_size > 2000, figure
     assert load_model(out / "model.safetensors", "synthesizer")[1]["channels"] == 1
+
+
+def test_every_picture_of_generated_images_says_so(fitted, steel, tmp_path, capsys):
+    out = fitted[0]
+    assert main(["synthesize", "evaluate", str(out), "--real", str(steel), "--n", "40", "--out", str(tmp_path / "e")]) == 0  # fmt: skip
+    assert main(["synthesize", "evaluate", str(out / "samples"), "--real", str(steel), "--out", str(tmp_path / "f")]) == 0  # fmt: skip
+    capsys.readouterr()
+    shown = [out / "figures" / f"{name}.png" for name in ("sheets", "microstructure", "neighbours", "paths", "looks")]  # fmt: skip
+    shown += [*(tmp_path / "e" / "figures").glob("*.png"), *(tmp_path / "f" / "figures").glob("*.png")]
+    looks = [*(out / "looks").glob("*.png"), *(out / "looks").glob("*.npy")]
+    assert len(shown) >= 9
+    assert len(looks) == 4
+    for path in [*shown, *looks, *(out / "samples").glob("*.png")]:
+        assert main(["provenance", str(path)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["synthetic"] is True, path
+        assert told["generator"] == "stylegan2", path
+        assert told["model"], path
+        assert told["trained_with_seed"] == 0, path
+        assert told["software"].startswith("micrographia "), path
+    assert main(["provenance", str(out / "looks" / "step-000012.npy")]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 12
+    assert main(["provenance", str(out / "figures" / "training.png")]) == 0
+    assert "synthetic" not in json.loads(capsys.readouterr().out), "curves are no images"
 
 
 def test_a_done_run_is_not_trained_again(fitted, capsys):

@@ -253,6 +253,22 @@ def write_stored(path: str | Path, image: StoredImage, synthetic: dict[str, Any]
         writer(temporary, image, _description(image))
 
 
+def write_array(path: str | Path, array: np.ndarray, synthetic: dict[str, Any]) -> None:
+    """Write generated numbers of any shape as ``.npy``; a ``.json`` beside it tells how they were made.
+
+    Raises
+    ------
+    UserError
+        A folder that cannot be written, or a full disk.
+    """
+    path = Path(path)
+    note = {"name": path.name, "metadata": _as_synthetic({}, synthetic)}
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(note, indent=1, default=str))
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
+
+
 def _as_synthetic(metadata: dict[str, Any], synthetic: dict[str, Any]) -> dict[str, Any]:
     from micrographia import __version__
 

@@ -172,7 +172,8 @@ def translate_stage(
 
     def work(folder: Path) -> None:
         def watch(step: int, seen: Watch) -> None:
-            _save_samples(folder / "samples" / f"{step:06d}.png", seen, recipe.sampling_A)
+            made = {"generator": "cyclegan", "step": step, "trained_with_seed": recipe.seed}
+            _save_samples(folder / "samples" / f"{step:06d}.png", seen, recipe.sampling_A, made)
 
         translator = Translator(recipe.sampling_A, _fitting(recipe, experimental))
         result = translator.fit(
@@ -354,7 +355,7 @@ def home_reference(images: Sequence[Micrograph], recipe: Recipe) -> DomainRefere
     return None
 
 
-def _save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
+def _save_samples(path: Path, seen: Watch, pixel_size_A: float, made: dict[str, Any]) -> None:
     from micrographia.plots.pictures import comparison_sheet
     from micrographia.workflows.report import figure_png
 
@@ -368,7 +369,7 @@ def _save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
         pixel_size_A,
     )
     with atomic_path(path) as temporary:
-        temporary.write_bytes(figure_png(figure))
+        temporary.write_bytes(figure_png(figure, synthetic=made))
 
 
 def _write_json(path: Path, values: Any) -> None:
