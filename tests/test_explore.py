@@ -256,6 +256,7 @@ def test_what_cannot_be_done_is_said(movie, tmp_path, settings, message):
     [
         ("latent.latents=0", "latents"), ("latent.model=rvea", "rvae"), ("latent.range_deg=200", "range_deg"),
         ("latent.model=conditional_vae", "latent.condition"), ("patches.window_A=0", "window_A"),
+        (f"seed={2**64}", "seed = .*give 0 to"), ("track_A=-1", "track_A = -1.0: give at least 0"),
         ("latent.model=joint_rvae", ""), ("series=maybe", "series"),
     ],
 )  # fmt: skip

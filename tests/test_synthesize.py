@@ -315,6 +315,7 @@ def test_dcgan_by_recipe(steel, tmp_path):
         (["fit", "STEEL", "--resolution", "64"], "smaller than 64 x 64"),
         (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=64"], "fewer than a batch of 64"),
         (["fit", "STEEL", "--recipe", "wse2"], "a recipe to find"),
+        (["fit", "STEEL", "--seed", str(2**64)], f"seed = {2**64}: give 0 to 1e+18"),
         (["fit", "STEEL", "--set", "gan.stepps=3"], "no key 'stepps'"),
         (["sample", "NOWHERE", "--out", "OUT"], "neither a model file nor a run folder"),
         (["fit", "STEEL", "--resolution", "32", "--set", "judge.inception_weights=NO"], "do not exist"),

@@ -119,6 +119,10 @@ def read_stored(path: str | Path, colours: bool = False) -> list[StoredImage]:
     return [replace(image, name=f"{path.name}#{k}") if several else image for k, image in enumerate(images)]
 
 
+class ColouredImage(UserError):
+    """A picture in colours where a grey one is needed."""
+
+
 @contextmanager
 def _damage_explained(path: Path) -> Iterator[None]:
     try:
@@ -366,7 +370,7 @@ def _square_pixel(signal: Signal, metadata: dict[str, Any]) -> float | None:
 def _grey(colours: np.ndarray, path: Path) -> np.ndarray:
     """One channel of ``[H, W, 3 or 4]`` whose colours are equal: a grey picture saved as colour."""
     if not (colours[..., :3] == colours[..., :1]).all():
-        raise UserError(
+        raise ColouredImage(
             f"{path}: is a colour photo or a coloured map, not a detector signal; save it in grey, "
             "without annotations, or use the microscope's own file."
         )

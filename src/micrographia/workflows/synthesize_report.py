@@ -41,7 +41,7 @@ def write_synthesis_report(found: Synthesis) -> None:
     if failures:
         some = "; ".join(why for _, why in failures[:5])
         report.sections[0].warning(
-            f"Left out: {len(failures)} files or frames: {some}{' ...' * (len(failures) > 5)}"
+            f"Left out: {len(failures)} files or frames: {some}{' ... All are in metrics.json.' * (len(failures) > 5)}"
         )
     if len(found.training) < 500 and not gan.augment.acts:
         report.sections[0].warning(
