@@ -207,6 +207,7 @@ def test_a_way_between_two_images(fitted, tmp_path, capsys):
     assert main(["provenance", str(film)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["from_seed"] == 1
+    assert (told["space"], told["path"]) == ("w", "straight")
     assert told["synthetic"] is True
     frames = tmp_path / "frames"
     words = ["synthesize", "interpolate", str(out), "1", "2", "--steps", "3", "--space", "z", "--linear"]

@@ -97,7 +97,10 @@ def _add_interpolate(actions: Any) -> None:
     path.add_argument("end", type=not_negative, metavar="B", help="seed of the last image")
     path.add_argument("--steps", type=positive, default=60, metavar="N", help="images on the way [60]")
     path.add_argument("--space", choices=("z", "w"), default="w", help="between codes or styles [w]")
-    path.add_argument("--linear", action="store_true", help="along a straight line [a great circle]")
+    path.add_argument(
+        "--linear", action=argparse.BooleanOptionalAction, default=None,
+        help="along a straight line, or a great circle [a line in w, a circle in z]",
+    )  # fmt: skip
     path.add_argument(
         "--video", action="store_true", help="write a video, there and back [a folder of images]"
     )

@@ -149,12 +149,11 @@ def _paths(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
     section = report.section("Between images")
     model, start = found.model, JUDGED_FROM
     drawn: dict[str, Any] = {"label": 0 if model.classes else None, "device": found.recipe.device}
-    rows = {
-        "along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", **drawn),
-        "along a straight line": model.interpolate(start, start + 1, 10, "z", spherical=False, **drawn),
-    }
-    if model.config.network == "stylegan2":
-        rows["between styles w"] = model.interpolate(start, start + 1, 10, "w", spherical=False, **drawn)
+    rows = {"along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", **drawn)}
+    if model.config.network == "dcgan":  # StyleGAN2 normalises codes: its line is the circle at another pace
+        rows["along a straight line"] = model.interpolate(start, start + 1, 10, "z", False, **drawn)
+    else:
+        rows["along a straight line of styles w"] = model.interpolate(start, start + 1, 10, "w", **drawn)
         rows["towards the mean image (truncation 1 to 0)"] = np.concatenate(
             [model.sample([start + 2], t, **drawn) for t in np.linspace(1, 0, 10)]
         )

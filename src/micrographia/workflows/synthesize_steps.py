@@ -87,18 +87,22 @@ def interpolate(
     out: Path,
     steps: int = 60,
     space: Literal["z", "w"] = "w",
-    linear: bool = False,
+    linear: bool | None = None,
     truncation: float = 1.0,
     label: str | None = None,
     frames_per_second: int = 20,
     device: str = "auto",
 ) -> Path:
-    """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``."""
+    """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``.
+
+    `linear`: along a straight line or a great circle; None: a line between styles w, a circle between codes z.
+    """
     set_threads()
     _require_room(out)
     synthesizer, file = load_model(model)
     if synthesizer.config.network == "dcgan":
         space = "z"
+    linear = space == "w" if linear is None else linear
     images = synthesizer.interpolate(start, end, steps, space, not linear, truncation, label, device)
     told = {
         "from_seed": start, "to_seed": end, "space": space, "path": "straight" if linear else "great circle",
