@@ -163,8 +163,9 @@ def _paths(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
 
 def _training(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
     section = report.section("Training")
-    told = f"The state kept is that of step {found.best_step}, nearest to the training images (Fréchet distance)."
-    section.text(told)
+    section.text(
+        f"The state kept is that of step {found.best_step}, nearest to the training images (Fréchet distance)."
+    )
     gan = found.recipe.gan
     section.figure("training", adversarial_figure(found.history, gan.batch), "Course of the training")
     if found.looks:
