@@ -13,6 +13,8 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from micrographia.io import atomic_path
+
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
@@ -64,8 +66,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def machine(packages: Sequence[str]) -> str:
-    """Return one paragraph: processor, threads, versions, date."""
+def environment(packages: Sequence[str]) -> str:
+    """Return processor, threads and versions."""
 
     def installed(package: str) -> str:
         try:
@@ -83,15 +85,31 @@ def machine(packages: Sequence[str]) -> str:
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     parts = [installed(p) for p in packages]
     return (
-        f"Measured on {date.today()}: {processor}, {os.cpu_count()} logical cores (shared with other work), "
-        f"OMP_NUM_THREADS {threads}; Python {platform.python_version()}, {', '.join(parts)}. "
-        "Times are CPU times of the process."
+        f"{processor}, {os.cpu_count()} logical cores (shared with other work), OMP_NUM_THREADS {threads}; "
+        f"Python {platform.python_version()}, {', '.join(parts)}"
     )
 
 
-def publish(name: str, title: str, sections: Sequence[str], packages: Sequence[str]) -> None:
-    """Print the page and write it to ``docs/benchmarks/NAME.md``."""
-    text = "\n\n".join([f"# {title}", *sections, machine(packages), f"Repeat: `python benchmarks/{name}.py`"])
+def publish(
+    name: str,
+    title: str,
+    sections: Sequence[str],
+    packages: Sequence[str],
+    measured: str | None = None,
+    arguments: str = "",
+) -> None:
+    """Print the page and write it to ``docs/benchmarks/NAME.md``.
+
+    Parameters
+    ----------
+    measured : str, optional
+        When and where, if that was not here and now.
+    arguments : str
+        Of the command that repeats the measurement.
+    """
+    here = f"Measured on {date.today()}: {environment(packages)}. Times are CPU times of the process."
+    repeat = f"Repeat: `python benchmarks/{name}.py {arguments}".rstrip() + "`"
+    text = "\n\n".join([f"# {title}", *sections, measured or here, repeat])
     print(text)
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    with atomic_path(DOCS / f"{name}.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,30 +1,38 @@
-"""Did the GAN learn the population? StyleGAN2-ADA and DCGAN after the same time, and with fifty images.
+"""Did the GAN learn the population? StyleGAN2-ADA, R3GAN and DCGAN after the same time, and with fifty images.
 
 Microstructures of known truth (Gaussian random fields cut at a level, 64 px, grey): 2000 to learn from, 1000 others to
-judge by. Each model trains for the same wall time; with 50 images, StyleGAN2 with and without adaptive augmentation.
-Every finished training is a line of a CSV file, and is not run again; its model lies in a folder beside that.
+judge by. Each model trains for the same wall time; with 50 images StyleGAN2 with and without adaptive augmentation, for
+the same number of steps. Every finished training is in a CSV file and is not run again; one that was stopped goes on
+from its checkpoints, in the folder beside that file.
 
 python dual_phase.py [minutes of a training] [seeds, 0: only publish] [results.csv] [names of runs ...]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from common import DOCS, publish, table
+from common import DOCS, environment, publish, table
 from matplotlib.figure import Figure
 
+from micrographia.errors import UserError, did_you_mean
+from micrographia.io import atomic_path
+from micrographia.metrics.microstructure import phase_masks, phase_threshold
+from micrographia.nets.weights import load_tree
 from micrographia.plots.synthesis import rows_figure
-from micrographia.simulate.microstructures import field_microstructures
+from micrographia.simulate.microstructures import DualPhaseSet, field_microstructures
 from micrographia.synthesize.augment import AugmentConfig
-from micrographia.synthesize.gan import GAN, GanConfig
+from micrographia.synthesize.gan import GanConfig
 from micrographia.synthesize.images import TrainingSet, Window
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.device import set_threads
@@ -33,15 +41,17 @@ from micrographia.workflows.report import figure_png
 from micrographia.workflows.synthesize import JUDGED_FROM, judge
 from micrographia.workflows.synthesize_recipe import JudgeConfig
 
-STYLEGAN = built_in("stylegan2-ada").gan
-NO_ADA = AugmentConfig(target=0.0)
+FEW, FEW_PLAIN = "StyleGAN2-ADA, 50 images", "StyleGAN2, 50 images"
 #: Name -> (training images, configuration).
 RUNS: dict[str, tuple[int, GanConfig]] = {
-    "StyleGAN2-ADA": (2000, STYLEGAN),
+    "StyleGAN2-ADA": (2000, built_in("stylegan2-ada").gan),
+    "R3GAN": (2000, built_in("r3gan").gan),
     "DCGAN": (2000, built_in("dcgan").gan),
-    "StyleGAN2-ADA, 50 images": (50, built_in("stylegan2-few").gan),
-    "StyleGAN2, 50 images": (50, replace(STYLEGAN, augment=NO_ADA)),
+    FEW: (50, built_in("stylegan2-few").gan),
+    FEW_PLAIN: (50, replace(built_in("stylegan2-few").gan, augment=AugmentConfig(target=0.0))),
 }
+#: Augmentation is what these two differ by, not the number of steps.
+STEPS_OF = {FEW_PLAIN: FEW}
 SHOWN = (
     "fid",
     "phase_fraction_error",
@@ -52,117 +62,236 @@ SHOWN = (
     "coverage",
     "memorisation_score",
 )
+#: What tells one training from another; each has a row for the best kept state and one for the last.
+KEYS = ["run", "minutes", "seed"]
+COLUMNS = [*KEYS, "state", "took", "steps", "best_step", "kimg", "date", "where", *SHOWN]
+LOOKS, JUDGES, HELD_OUT_SEED = 20, 1000, 900
 
 
-def training_set(n: int, seed: int) -> TrainingSet:
+def training_set(made: DualPhaseSet) -> TrainingSet:
     """8-bit images, as a microscope's software saves them."""
-    images = field_microstructures(n, seed=seed).images
-    levels = np.round(255 * images.clip(0, 1)).astype(np.uint8)[:, None]
+    levels = np.round(255 * made.images.clip(0, 1)).astype(np.uint8)[:, None]
+    n = len(levels)
     return TrainingSet(levels, Window(0.0, 255.0, "uint8"), tuple(map(str, range(n))), np.zeros((n, 2), int))
 
 
+def shown(n: int, seed: int) -> np.ndarray:
+    """Fields as networks see them, ``[N, 1, H, W]``."""
+    return training_set(field_microstructures(n, seed=seed)).batch(slice(None)).numpy()
+
+
+# ------------------------------------------------------------------------------- trainings
+
+
 def steps_in(config: GanConfig, minutes: float) -> int:
-    """Steps of this configuration that take so long here: measured on a step of each kind."""
-    model = GAN(config, 1, 0, (config.resolution,) * 2, 0)
-    for network in model.networks.values():
-        network.train()
-    batch = (
-        torch.rand(config.batch, 1, config.resolution, config.resolution),
-        torch.zeros(config.batch, dtype=torch.int64),
-    )
-    model.training_step(batch, 1, torch.Generator())
-    spent = []
-    for step in (0, *range(1, 12)):  # every penalty is due at step 0
-        start = time.perf_counter()
-        model.training_step(batch, step, torch.Generator())
-        spent.append(time.perf_counter() - start)
-    plain = float(np.median(spent[1:]))
-    rest = (spent[0] - plain) / config.r1_every if config.r1 else 0.0
-    # Looks, checkpoints and augmentation take a little.
-    return int(0.9 * 60 * minutes / (plain + max(rest, 0.0)))
+    """Steps of this configuration that take so long here, looks, checkpoints and augmentation included.
 
-
-def run(name: str, seed: int, minutes: float, models: Path) -> dict[str, float | str]:
-    n, config = RUNS[name]
-    steps = steps_in(config, minutes)
-    config = replace(config, steps=steps, evaluate_every=max(steps // 20, 1))
-    images = training_set(n, seed=100 + seed)
-    model = Synthesizer(config)
+    Measured on a short training, whose augmentation is as frequent as it may become. A tenth of the time is left, for
+    what else the machine may do meanwhile.
+    """
+    augment = replace(config.augment, p=0.8) if config.augment.acts else config.augment
+    pilot = replace(config, steps=48, evaluate_every=48, augment=augment)
+    images = training_set(field_microstructures(64, seed=100))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        result = model.fit(images, folder, seed)
-        wall = (time.perf_counter() - begun) / 60
-    models.mkdir(parents=True, exist_ok=True)
-    model.save(model_file(models, name, seed))
-    held_out = training_set(1000, seed=900).batch(slice(None)).numpy()
-    samples = model.sample(range(JUDGED_FROM, JUDGED_FROM + 1000))
-    numbers = judge(held_out, samples, images.batch(slice(None)).numpy(), JudgeConfig(), 0).numbers
-    keep = [k for key in SHOWN for k in (key, f"{key}_floor") if k in numbers]
-    return {
-        "run": name, "seed": seed, "minutes": round(wall, 1), "steps": steps, "best_step": result.best_step or steps,
-        "kimg": round(steps * config.batch / 1000, 1), **{k: float(numbers[k]) for k in keep},
+        seconds = Synthesizer(pilot).fit(images, folder).history.set_index("step")["seconds"]
+        whole = time.perf_counter() - begun
+    # Penalties came at steps 16 and 32 of these thirty.
+    each = (seconds[40] - seconds[10]) / 30
+    look = whole - seconds[40] - 8 * each
+    steps = int((0.9 * 60 * minutes - (LOOKS + 1) * look) / each)
+    if steps < LOOKS:
+        raise UserError(f"{minutes:g} minutes are too short for the looks alone; give more.")
+    return steps
+
+
+def planned_steps(name: str, minutes: float, folder: Path) -> int:
+    """Steps of all trainings of this name and time: measured once, so that seeds and resumed trainings agree."""
+    name = STEPS_OF.get(name, name)
+    file = folder / f"{_word(name)}-{minutes:g}min.json"
+    if not file.exists():
+        steps = steps_in(RUNS[name][1], minutes)
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps({"steps": steps, "measured": environment(["torch"])}))
+    return int(json.loads(file.read_text())["steps"])
+
+
+def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Train, or go on with it; judge the state nearest to the training images, and the last one."""
+    n, config = RUNS[name]
+    steps = planned_steps(name, minutes, folder)
+    config = replace(config, steps=steps, evaluate_every=max(steps // LOOKS, 1))
+    images = training_set(field_microstructures(n, seed=100 + seed))
+    model, own = Synthesizer(config), training_folder(folder, name, minutes, seed)
+    result = model.fit(images, own, seed)
+    about = {
+        "run": name, "minutes": minutes, "seed": seed, "took": round(result.history["seconds"].iloc[-1] / 60, 1),
+        "steps": steps, "best_step": result.best_step or steps, "kimg": round(steps * config.batch / 1000, 1),
+        "date": str(date.today()), "where": environment(["torch"]),
     }  # fmt: skip
+    held_out, learnt = shown(JUDGES, HELD_OUT_SEED), images.batch(slice(None)).numpy()
+    rows = []
+    model.save(own / "model.safetensors")
+    for state in ("best", "last"):
+        if state == "last":
+            _load_last(model, own)
+        samples = model.sample(range(JUDGED_FROM, JUDGED_FROM + JUDGES))
+        numbers = judge(held_out, samples, learnt, JudgeConfig(), 0).numbers
+        keep = [k for key in SHOWN for k in (key, f"{key}_floor") if k in numbers]
+        rows.append(about | {"state": state} | {k: float(numbers[k]) for k in keep})
+    return rows
 
 
-def model_file(models: Path, name: str, seed: int) -> Path:
-    return models / f"{name.lower().replace(', ', '-').replace(' ', '-')}-{seed}.safetensors"
+def _load_last(model: Synthesizer, folder: Path) -> None:
+    """Give the model the weights with which its training ended, or their running mean where there is one."""
+    tree = load_tree(folder / "last.safetensors", "gan")
+    weights = tree["ema"].get("generator", tree["networks"]["generator"])
+    own = {k.removeprefix("module."): v for k, v in weights.items() if k != "n_averaged"}
+    model.generator.load_state_dict(own)
 
 
-def picture(models: Path, n: int = 10) -> Figure:
-    """A row of real images, and one of samples of each model, of its first seed."""
-    rows = {"real": training_set(n, seed=900).batch(slice(None)).numpy()}
-    for name in RUNS:
-        trained = [f for f in (model_file(models, name, seed) for seed in range(10)) if f.exists()]
-        if trained:
-            rows[name] = Synthesizer.load(trained[0]).sample(range(JUDGED_FROM, JUDGED_FROM + n))
-    return rows_figure(rows)
+def training_folder(folder: Path, name: str, minutes: float, seed: int) -> Path:
+    return folder / f"{_word(name)}-{minutes:g}min-{seed}"
+
+
+def _word(name: str) -> str:
+    return name.lower().replace(", ", "-").replace(" ", "-")
+
+
+# ------------------------------------------------------------------------------- the table of results
+
+
+def read_results(file: Path) -> pd.DataFrame:
+    """Rows of finished trainings, none where there is no file."""
+    if not file.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    try:
+        results = pd.read_csv(file)
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(
+            f"{file}: not a readable table ({error}); move it away, or name another file."
+        ) from error
+    if missing := [c for c in COLUMNS if c not in results]:
+        raise UserError(
+            f"{file}: no table of this benchmark, it has no column {missing[0]}; name another file."
+        )
+    return results
+
+
+def is_done(results: pd.DataFrame, name: str, minutes: float, seed: int) -> bool:
+    return bool((results[KEYS] == [name, minutes, seed]).all(axis=1).any())
+
+
+def of_one_time(results: pd.DataFrame, minutes: float, file: Path) -> pd.DataFrame:
+    """The rows to publish: trainings of different lengths do not stand on one page."""
+    own = results[results["minutes"] == minutes]
+    others = sorted(results["minutes"].unique().tolist())
+    held = f"it holds trainings of {', '.join(f'{m:g}' for m in others)} minutes" if others else "it is empty"
+    if own.empty:
+        raise UserError(f"{file}: nothing to publish of trainings of {minutes:g} minutes; {held}.")
+    if len(others) > 1:
+        print(f"{file}: {held}; the page shows those of {minutes:g}.", file=sys.stderr)
+    return own
+
+
+# ------------------------------------------------------------------------------- the page
 
 
 def summary(results: pd.DataFrame) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds; of few images also the last state."""
     rows = []
-    for name in [n for n in RUNS if (results["run"] == n).any()]:
-        own = results[results["run"] == name]
-        cells = [
-            f"{own[k].mean():.3g} ± {own[k].std():.2g}" if len(own) > 1 else f"{own[k].mean():.3g}"
-            for k in SHOWN
-        ]
-        rows.append([name, len(own), f"{own['minutes'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
+    for name in RUNS:
+        for state in ("best", "last") if name in (FEW, FEW_PLAIN) else ("best",):
+            own = results[(results["run"] == name) & (results["state"] == state)]
+            if own.empty:
+                continue
+            spread = len(own) > 1
+            cells = [f"{own[k].mean():.3g}" + spread * f" ± {own[k].std():.2g}" for k in SHOWN]
+            told = name + (", last state" if state == "last" else "")
+            rows.append([told, len(own), f"{own['took'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
     floors = [f"{results[f'{k}_floor'].mean():.2g}" if f"{k}_floor" in results else "" for k in SHOWN]
     rows.append(["real, half against half", "", "", "", *floors])
     return table(["model", "seeds", "minutes", "kimg", *(k.replace("_", " ") for k in SHOWN)], rows)
 
 
-def main(minutes: float = 60.0, seeds: int = 3, path: str = "dual_phase.csv", *names: str) -> None:
-    set_threads()
-    file = Path(path)
-    results = pd.read_csv(file) if file.exists() else pd.DataFrame({"run": [], "seed": []})
-    for seed in range(seeds):
-        for name in names or RUNS:
-            if ((results["run"] == name) & (results["seed"] == seed)).any():
-                continue
-            results = pd.concat(
-                [results, pd.DataFrame([run(name, seed, minutes, file.with_suffix(""))])], ignore_index=True
-            )
-            results.to_csv(file, index=False)
-            print(results.iloc[-1].to_string(), flush=True)
-    drawn = picture(file.with_suffix(""))
+def known_truth() -> str:
+    """How far the measured phase fraction is off by itself."""
+    made = field_microstructures(JUDGES, seed=HELD_OUT_SEED)
+    images = training_set(made).batch(slice(None)).numpy()[:, 0]
+    otsu = phase_masks(images, phase_threshold(images)).mean()
+    return (
+        f"The bright area that was asked for is {made.parameters['phase_fraction']:.4f}; the masks from which the held-out "
+        f"images were drawn hold {made.masks.mean():.4f}, and the threshold that cuts real and generated images alike finds "
+        f"{otsu:.4f} in them: phase fractions are no more certain than that difference."
+    )
+
+
+def picture(folder: Path, minutes: float, seeds: Sequence[int], n: int = 10) -> Figure:
+    """A row of real images, and one of samples of each model, of its first seed."""
+    rows = {"real": shown(n, HELD_OUT_SEED)}
+    for name in RUNS:
+        files = [training_folder(folder, name, minutes, seed) / "model.safetensors" for seed in seeds]
+        for file in filter(Path.exists, files):
+            try:
+                rows[name] = Synthesizer.load(file).sample(range(JUDGED_FROM, JUDGED_FROM + n))
+                break
+            except UserError as error:
+                print(f"not in the picture: {error}", file=sys.stderr)
+    return rows_figure(rows)
+
+
+def publish_page(results: pd.DataFrame, minutes: float, file: Path) -> None:
+    own = of_one_time(results, minutes, file)
+    seeds = sorted(own["seed"].unique().tolist())
+    drawn = picture(file.with_suffix(""), minutes, seeds)
     about = {"synthetic": True, "generator": "benchmarks/dual_phase.py"}
-    (DOCS.parent / "images" / "dual-phase.png").write_bytes(figure_png(drawn, about))
+    with atomic_path(DOCS.parent / "images" / "dual-phase.png") as temporary:
+        temporary.write_bytes(figure_png(drawn, about))
+    present = set(own["run"])
+    names = [] if present == set(RUNS) else [f'"{name}"' for name in RUNS if name in present]
+    days, places = sorted(own["date"].unique()), "; ".join(own["where"].unique())
     publish(
         "dual_phase", "Did the GAN learn the population?", [
-            "Dual-phase microstructures (Gaussian random fields), 64 px, grey; every training has the same wall time on two "
-            "cores; the state kept is the one nearest to the training images. 1000 samples against 1000 images that no "
+            f"Dual-phase microstructures (Gaussian random fields), 64 px, grey; every training was given {minutes:g} minutes; "
+            "with 50 images, the one without augmentation the steps of the one with it. The state kept is the one nearest "
+            "to the training images. 1000 samples against 1000 images that no "
             "model has seen. *fid*: Fréchet distance of 55 physical statistics, in units of their spread over the real "
             "images. *phase fraction error*: difference of the mean bright area. *two point rms*: of the two-point "
             "correlation up to half the edge. *memorisation score*: share of samples more like a training image than all "
             "but the likest 1 % of unseen ones. The last line is the noise floor.",
-            summary(results),
+            known_truth(),
+            summary(own),
             "![Real fields, and samples of each model](../images/dual-phase.png)",
-        ], ["torch"],
+        ], [],
+        f"Measured from {days[0]} to {days[-1]}, {minutes:g} minutes a training, seeds {', '.join(map(str, seeds))}: "
+        f"{places}. Minutes are wall times.",
+        " ".join([f"{minutes:g}", str(max(seeds) + 1), file.name, *names]),
     )  # fmt: skip
+
+
+def main(minutes: float = 60.0, seeds: int = 3, path: str = "dual_phase.csv", *names: str) -> None:
+    for name in names:
+        if name not in RUNS:
+            raise UserError(f"There is no run '{name}'.{did_you_mean(name, RUNS)}")
+    set_threads()
+    file = Path(path)
+    results = read_results(file)
+    for seed in range(seeds):
+        for name in names or RUNS:
+            if is_done(results, name, minutes, seed):
+                continue
+            rows = pd.DataFrame(run(name, minutes, seed, file.with_suffix("")))
+            results = rows if results.empty else pd.concat([results, rows], ignore_index=True)
+            with atomic_path(file) as temporary:
+                results.to_csv(temporary, index=False)
+            print(rows.T.to_string(), flush=True)
+    publish_page(results, minutes, file)
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    main(float(given[0]) if given else 60.0, int(given[1]) if given[1:] else 3, *given[2:])
+    try:
+        main(float(given[0]) if given else 60.0, int(given[1]) if given[1:] else 3, *given[2:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -84,7 +84,7 @@ def plain_synthesis(self: StyleGenerator, w: Tensor, noise=None) -> Tensor:
     for raising, refining, to_image in zip(self.raising, self.refining, self.images, strict=True):
         x = refining(raising(x, w, next(noises)), w, next(noises))
         image = upfirdn(image, 2, 1, 2, 1, 4.0) + to_image(x, w)
-    return image
+    return self.grain(image, next(noises).float())
 
 
 def made_plain(network: nn.Module) -> nn.Module:
@@ -227,7 +227,9 @@ def main(steps: int = 16) -> None:
     publish(
         "stylegan", "A StyleGAN2 training step", [
             "Seconds per 1000 images (kimg), gradient penalty every 16 steps included. *Plain*: the paper's "
-            "formulation of the same networks in PyTorch's own operations; both ways' images and verdicts agree.",
+            "formulation of the same networks in PyTorch's own operations; both ways' images and verdicts agree. Left out "
+            "on both sides: what the paper does not have and the default settings do, the amplified detail that the critic is "
+            "shown (`gan.detail`) and the penalty on samples that are alike (`gan.variety`).",
             table(header, rows),
             "How ours grows with resolution and batch, steps without penalty (the memory is the process's peak so far, MB):",
             table(["px", "batch", "CPU s/kimg", "peak MB"], growth),

@@ -23,6 +23,7 @@ from micrographia.io import read_images, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.graphene_movie import graphene_movie
 from micrographia.workflows.explore import explore
+from micrographia.workflows.looking import provenance
 from micrographia.workflows.recipe import load_recipe
 
 QUICK = [
@@ -72,6 +73,8 @@ def test_a_movie_becomes_a_table_of_atoms_maps_and_a_report(movie, explored, sta
     assert all(heading in page for heading in ("Where it is", "Over time", "How far to trust it"))
     for figure in ("map-angle_deg", "map-ring_label", "manifold", "courses", "transitions", "descriptors"):
         assert (out / "figures" / f"{figure}.png").stat().st_size > 2000, figure
+    for figure, drawn in (("manifold", True), ("traversals", True), ("map-angle_deg", None)):
+        assert provenance(out / "figures" / f"{figure}.png").get("synthetic") is drawn, figure
     assert "src=" not in (out / "latent.html").read_text("utf-8").replace('src="data:', "")
 
 
@@ -253,6 +256,7 @@ def test_what_cannot_be_done_is_said(movie, tmp_path, settings, message):
     [
         ("latent.latents=0", "latents"), ("latent.model=rvea", "rvae"), ("latent.range_deg=200", "range_deg"),
         ("latent.model=conditional_vae", "latent.condition"), ("patches.window_A=0", "window_A"),
+        (f"seed={2**64}", "seed = .*give 0 to"), ("track_A=-1", "track_A = -1.0: give at least 0"),
         ("latent.model=joint_rvae", ""), ("series=maybe", "series"),
     ],
 )  # fmt: skip

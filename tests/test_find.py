@@ -20,6 +20,7 @@ from micrographia.micrograph import Micrograph
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.simulate.virtual import record
+from micrographia.workflows.looking import provenance
 from micrographia.workflows.recipe import built_in
 from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
 
@@ -69,6 +70,10 @@ def test_a_run_leaves_everything_behind(run_folder, scans, stands_in_browser):
     report = (run_folder / "report.html").read_text()
     assert "What was found" in report
     assert "vacancy-2Se" in (run_folder / "recipe.toml").read_text()
+    assert provenance(run_folder / "figures" / "comparison.png")["synthetic"] is True
+    previews = list(run_folder.glob("stages/translate-*/samples/*.png"))
+    assert all(provenance(preview)["generator"] == "cyclegan" for preview in previews)
+    assert previews
     name = sorted(scans.glob("*.tif"))[0].name
     assert (run_folder / "annotated" / f"{name}.png").stat().st_size > 1000
     marked = read_images(run_folder / "annotated" / f"{name}.hspy")[0]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from micrographia.errors import UserError
-from micrographia.synthesize.augment import AugmentConfig
+from micrographia.synthesize.augment import AugmentConfig, augment
 from micrographia.synthesize.gan import GAN, GanConfig
 from micrographia.synthesize.images import TrainingSet, Window
 from micrographia.synthesize.synthesizer import Synthesizer
@@ -161,6 +161,39 @@ def test_few_steps_learn_spots(tmp_path: Path) -> None:
     samples = model.sample(range(32))
     assert samples.shape == (32, 1, 16, 16)
     assert abs(samples.mean() - data.batch(slice(None)).numpy().mean()) < 0.15
+
+
+def lit_from_above(n: int) -> TrainingSet:
+    """Images of 16 px, bright above an edge whose height varies."""
+    rng = np.random.default_rng(0)
+    y = np.arange(16)[:, None] + np.zeros(16)
+    images = 128 + 80 * np.tanh((rng.uniform(5, 11, (n, 1, 1)) - y) / 1.5) + rng.normal(0, 4, (n, 16, 16))
+    levels = images.round().clip(0, 255).astype(np.uint8)[:, None]
+    return TrainingSet(levels, Window(0.0, 255.0, "uint8"), tuple(map(str, range(n))), np.zeros((n, 2), int))
+
+
+def share_turned(images: np.ndarray) -> float:
+    """Share of images that are brightest on another side than above."""
+    upper, lower = images[:, 0, :8].mean(axis=(1, 2)), images[:, 0, 8:].mean(axis=(1, 2))
+    left, right = images[:, 0, :, :8].mean(axis=(1, 2)), images[:, 0, :, 8:].mean(axis=(1, 2))
+    return float((upper - lower < np.abs(left - right)).mean())
+
+
+@pytest.mark.slow
+def test_augmentation_does_not_leak_into_the_samples(tmp_path: Path) -> None:
+    """The critic sees a third of the images turned; a generator that is trained on such images draws them so."""
+    data = lit_from_above(2048)
+    seen = augment(data.batch(slice(None)), 0.3, AugmentConfig(), torch.Generator().manual_seed(0))
+    turned = replace(data, images=(127.5 * (seen.clamp(-1, 1) + 1)).round().byte().numpy())
+    assert share_turned(seen.numpy()) > 0.3
+    drawn = {}
+    for name, images, p in (("augmented", data, 0.3), ("trained on turned images", turned, 0.0)):
+        config = replace(LEARNING, steps=300, evaluate_every=100, augment=AugmentConfig(p=p, target=0.0))
+        model = Synthesizer(config)
+        model.fit(images, tmp_path / name)
+        drawn[name] = share_turned(model.sample(range(400)))
+    assert drawn["augmented"] < 0.02
+    assert drawn["trained on turned images"] > 0.2
 
 
 def test_samples_are_functions_of_their_seeds_and_survive_saving(tmp_path: Path) -> None:

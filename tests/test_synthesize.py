@@ -102,7 +102,6 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     told = read_provenance(next((out / "samples").glob("*.png")))
     assert told["synthetic"] is True
     assert told["generator"] == "stylegan2"
-    assert read_provenance(out / "looks" / "step-000012.png")["step"] == 12
     page = (out / "report.html").read_text("utf-8")
     for heading in (
         "Real and generated",
@@ -116,6 +115,30 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     for figure in ("sheets", "microstructure", "neighbours", "paths", "training", "looks"):
         assert (out / "figures" / f"{figure}.png").stat().st_size > 2000, figure
     assert load_model(out / "model.safetensors", "synthesizer")[1]["channels"] == 1
+
+
+def test_every_picture_of_generated_images_says_so(fitted, steel, tmp_path, capsys):
+    out = fitted[0]
+    assert main(["synthesize", "evaluate", str(out), "--real", str(steel), "--n", "40", "--out", str(tmp_path / "e")]) == 0  # fmt: skip
+    assert main(["synthesize", "evaluate", str(out / "samples"), "--real", str(steel), "--out", str(tmp_path / "f")]) == 0  # fmt: skip
+    capsys.readouterr()
+    shown = [out / "figures" / f"{name}.png" for name in ("sheets", "microstructure", "neighbours", "paths", "looks")]  # fmt: skip
+    shown += [*(tmp_path / "e" / "figures").glob("*.png"), *(tmp_path / "f" / "figures").glob("*.png")]
+    looks = [*(out / "looks").glob("*.png"), *(out / "looks").glob("*.npy")]
+    assert len(shown) >= 9
+    assert len(looks) == 4
+    for path in [*shown, *looks, *(out / "samples").glob("*.png")]:
+        assert main(["provenance", str(path)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["synthetic"] is True, path
+        assert told["generator"] == "stylegan2", path
+        assert told["model"], path
+        assert told["trained_with_seed"] == 0, path
+        assert told["software"].startswith("micrographia "), path
+    assert main(["provenance", str(out / "looks" / "step-000012.npy")]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 12
+    assert main(["provenance", str(out / "figures" / "training.png")]) == 0
+    assert "synthetic" not in json.loads(capsys.readouterr().out), "curves are no images"
 
 
 def test_a_done_run_is_not_trained_again(fitted, capsys):
@@ -184,6 +207,7 @@ def test_a_way_between_two_images(fitted, tmp_path, capsys):
     assert main(["provenance", str(film)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["from_seed"] == 1
+    assert (told["space"], told["path"]) == ("w", "straight")
     assert told["synthetic"] is True
     frames = tmp_path / "frames"
     words = ["synthesize", "interpolate", str(out), "1", "2", "--steps", "3", "--space", "z", "--linear"]
@@ -292,6 +316,9 @@ def test_dcgan_by_recipe(steel, tmp_path):
         (["fit", "STEEL", "--resolution", "64"], "smaller than 64 x 64"),
         (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=64"], "fewer than a batch of 64"),
         (["fit", "STEEL", "--recipe", "wse2"], "a recipe to find"),
+        (["fit", "STEEL", "--set", f"seed={2**64}"], f"seed = {2**64}: give 0 to 1e+18"),
+        (["fit", "STEEL", "--seed", str(2**64)], "must be at most 1e+18"),
+        (["gaussian", "--seed", str(2**64), "--out", "OUT"], "must be at most 1e+18"),
         (["fit", "STEEL", "--set", "gan.stepps=3"], "no key 'stepps'"),
         (["sample", "NOWHERE", "--out", "OUT"], "neither a model file nor a run folder"),
         (["fit", "STEEL", "--resolution", "32", "--set", "judge.inception_weights=NO"], "do not exist"),

@@ -156,6 +156,24 @@ def test_colours(tmp_path):
     assert "is grey" in found.failures[0][1]
 
 
+def test_images_in_colours_are_no_grey_ones(tmp_path):
+    for i in range(2):
+        save(tmp_path / f"{i}.png", grains(i, (64, 64, 3)))
+    with pytest.raises(UserError, match=r"2 x is in colours; learn them with --set images\.channels=3"):
+        read_training_set(tmp_path, 64)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_largest_float_images_do_not_overflow(tmp_path):
+    for i in range(3):
+        write_stored(tmp_path / f"{i}.tif", StoredImage((1e38 * grains(i) / 255).astype(np.float32)))
+    found = read_training_set(tmp_path, 64)
+    batch = found.batch(slice(None))
+    assert bool(batch.isfinite().all())
+    assert 0.1 < float(batch.std()) < 1
+    assert found.notes == ()
+
+
 def test_folders_as_classes(tmp_path):
     for name, count in (("ferrite", 3), ("pearlite", 2), ("empty", 0)):
         (tmp_path / name).mkdir()

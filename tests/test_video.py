@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from micrographia.cli.main import main
 from micrographia.errors import UserError
 from micrographia.io import read_provenance
 from micrographia.video import read_video_provenance, write_video
@@ -94,6 +95,19 @@ def test_other_movies_have_no_provenance(tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0\0\0\0\x08moov")
     assert read_provenance(tmp_path / "b.mp4") is None
     assert read_video_provenance(tmp_path / "b.mp4") is None
+
+
+def test_a_truncated_mp4_is_damaged_not_somebody_elses(tmp_path, capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    write_video(tmp_path / "a.mp4", frames())
+    whole = (tmp_path / "a.mp4").read_bytes()
+    table = whole.index(b"moov")
+    for kept in (table - 4, table + 40, table + 4):
+        (tmp_path / "b.mp4").write_bytes(whole[:kept])
+        assert main(["provenance", str(tmp_path / "b.mp4")]) == 2
+        assert "incomplete" in capsys.readouterr().err
+    (tmp_path / "b.mp4").write_bytes(whole[:-9])  # only pictures are missing
+    assert read_provenance(tmp_path / "b.mp4")["synthetic"] is True
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])

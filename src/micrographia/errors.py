@@ -7,6 +7,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+#: The largest seed of a recipe: PyTorch's generators take 64 bits.
+LARGEST_SEED = 1e18
+
 
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do.

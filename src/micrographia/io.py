@@ -120,6 +120,10 @@ def read_stored(path: str | Path, colours: bool = False) -> list[StoredImage]:
     return [replace(image, name=f"{path.name}#{k}") if several else image for k, image in enumerate(images)]
 
 
+class ColouredImage(UserError):
+    """A picture in colours where a grey one is needed."""
+
+
 @contextmanager
 def _damage_explained(path: Path) -> Iterator[None]:
     try:
@@ -259,6 +263,22 @@ def write_stored(path: str | Path, image: StoredImage, synthetic: dict[str, Any]
         writer(temporary, image, _description(image))
 
 
+def write_array(path: str | Path, array: np.ndarray, synthetic: dict[str, Any]) -> None:
+    """Write generated numbers of any shape as ``.npy``; a ``.json`` beside it tells how they were made.
+
+    Raises
+    ------
+    UserError
+        A folder that cannot be written, or a full disk.
+    """
+    path = Path(path)
+    note = {"name": path.name, "metadata": _as_synthetic({}, synthetic)}
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(note, indent=1, default=str))
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
+
+
 def _as_synthetic(metadata: dict[str, Any], synthetic: dict[str, Any]) -> dict[str, Any]:
     from micrographia import __version__
 
@@ -356,7 +376,7 @@ def _square_pixel(signal: Signal, metadata: dict[str, Any]) -> float | None:
 def _grey(colours: np.ndarray, path: Path) -> np.ndarray:
     """One channel of ``[H, W, 3 or 4]`` whose colours are equal: a grey picture saved as colour."""
     if not (colours[..., :3] == colours[..., :1]).all():
-        raise UserError(
+        raise ColouredImage(
             f"{path}: is a colour photo or a coloured map, not a detector signal; save it in grey, "
             "without annotations, or use the microscope's own file."
         )

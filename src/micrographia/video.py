@@ -168,6 +168,8 @@ def _mp4_comment(path: Path) -> bytes:
             (b"data", 8),
         ):
             found = next(((a, b) for kind, a, b in _boxes(file, start, end) if kind == wanted), None)
+            if found is None and wanted == b"moov":
+                raise ValueError("incomplete: its table of contents is missing")
             if found is None:
                 return b""
             start, end = found[0] + skip, found[1]
@@ -186,5 +188,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         size = size or end - start
         if size < content - start:
             raise ValueError("not an MP4 file, or a damaged one")
+        if start + size > end and kind != b"mdat":  # pictures may be cut off, and the rest still be told
+            raise ValueError("incomplete: it is cut off")
         yield kind, content, min(start + size, end)
         start += size

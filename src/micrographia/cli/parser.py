@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from micrographia.errors import UserError
+from micrographia.errors import LARGEST_SEED, UserError
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -113,18 +114,20 @@ def positive(text: str) -> int:
     return _whole_number(text, 1)
 
 
-def not_negative(text: str) -> int:
-    """Read a whole number from zero up."""
-    return _whole_number(text, 0)
+def seed_number(text: str) -> int:
+    """Read a whole number from zero to the largest that every random generator takes."""
+    return _whole_number(text, 0, LARGEST_SEED)
 
 
-def _whole_number(text: str, least: int) -> int:
+def _whole_number(text: str, least: int, most: float = math.inf) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
     if value < least:
         raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{text} must be at most {most:g}")
     return value
 
 

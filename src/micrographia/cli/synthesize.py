@@ -13,8 +13,8 @@ from micrographia.cli.parser import (
     add_device,
     add_pixel_size,
     command_group,
-    not_negative,
     positive,
+    seed_number,
     teller,
 )
 
@@ -58,7 +58,7 @@ def _add_fit(actions: Any) -> None:
         "--resolution", type=positive, default=None, metavar="PX", help="edge of the images [64]"
     )
     fit.add_argument("--steps", type=positive, default=None, metavar="N", help="training steps [recipe's]")
-    fit.add_argument("--seed", type=not_negative, default=None, help="fixes everything random [0]")
+    fit.add_argument("--seed", type=seed_number, default=None, help="fixes everything random [0]")
     fit.add_argument(
         "--out", type=Path, default=None, metavar="FOLDER", help="the run folder [micrographia-NAME]"
     )
@@ -78,7 +78,7 @@ def _add_sample(actions: Any) -> None:
     )  # fmt: skip
     _add_model(sample)
     sample.add_argument("--n", type=positive, default=16, metavar="N", help="number of images [16]")
-    sample.add_argument("--seed", type=not_negative, default=0, help="of the first image [0]")
+    sample.add_argument("--seed", type=seed_number, default=0, help="of the first image [0]")
     sample.add_argument("--tif", action="store_true", help="TIFF in the original number format [PNG]")
     _add_drawing(sample)
     sample.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
@@ -93,11 +93,14 @@ def _add_interpolate(actions: Any) -> None:
         run_interpolate,
     )  # fmt: skip
     _add_model(path)
-    path.add_argument("start", type=not_negative, metavar="A", help="seed of the first image")
-    path.add_argument("end", type=not_negative, metavar="B", help="seed of the last image")
+    path.add_argument("start", type=seed_number, metavar="A", help="seed of the first image")
+    path.add_argument("end", type=seed_number, metavar="B", help="seed of the last image")
     path.add_argument("--steps", type=positive, default=60, metavar="N", help="images on the way [60]")
     path.add_argument("--space", choices=("z", "w"), default="w", help="between codes or styles [w]")
-    path.add_argument("--linear", action="store_true", help="along a straight line [a great circle]")
+    path.add_argument(
+        "--linear", action=argparse.BooleanOptionalAction, default=None,
+        help="along a straight line, or a great circle [a line in w, a circle in z]",
+    )  # fmt: skip
     path.add_argument(
         "--video", action="store_true", help="write a video, there and back [a folder of images]"
     )
@@ -176,7 +179,7 @@ def _add_microstructures(actions: Any) -> None:
     make.add_argument("--size-px", type=positive, default=64, metavar="PX", help="edge of an image [64]")
     make.add_argument("--fraction", type=float, default=0.35, metavar="F", help="area of the islands [0.35]")
     make.add_argument("--anisotropy", type=float, default=1.0, metavar="R", help="length over width [1]")
-    make.add_argument("--seed", type=not_negative, default=0, help="fixes everything random [0]")
+    make.add_argument("--seed", type=seed_number, default=0, help="fixes everything random [0]")
     make.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
 
 
@@ -186,7 +189,7 @@ def _add_gaussian(actions: Any) -> None:
         """micrographia synthesize gaussian --out gaussian/           an animation of the training, in seconds""",
         run_gaussian,
     )  # fmt: skip
-    gaussian.add_argument("--seed", type=not_negative, default=0, help="fixes everything random [0]")
+    gaussian.add_argument("--seed", type=seed_number, default=0, help="fixes everything random [0]")
     gaussian.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.files import find_files, unique_names
 from micrographia.formats import FOLDER_SUFFIXES
-from micrographia.io import StoredImage, read_stored, write_stored
+from micrographia.io import ColouredImage, StoredImage, read_stored, write_stored
 from micrographia.micrograph import robust_scale
 from micrographia.synthesize.resolution import RESOLUTIONS, check_resolution
 
@@ -398,6 +398,10 @@ class _Reader:
         """Cut the patches of one file."""
         try:
             stored = read_stored(file, colours=self.channels == 3)
+        except ColouredImage:
+            why = "is in colours; learn them with --set images.channels=3, or save it in grey."
+            self.failures.append((file, f"{file}: {why}"))
+            return
         except UserError as error:
             self.failures.append((file, str(error)))
             return
@@ -410,7 +414,8 @@ class _Reader:
                 continue
             data = compact(image.data, self.scale_each)
             self.depths.setdefault(str(data.dtype), []).append(own)
-            self.levels.append((float(data.mean()), float(data.std())))
+            # In double precision: a sum of large float32 numbers overflows.
+            self.levels.append((float(data.mean(dtype=float)), float(data.std(dtype=float))))
             data, scale = self._fitted(data)
             rng = np.random.default_rng([self.seed, number, frame])
             for x, y in self._corners(data, rng):

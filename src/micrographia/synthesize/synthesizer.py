@@ -246,7 +246,7 @@ class Synthesizer:
         end: int,
         steps: int = 60,
         space: Literal["z", "w"] = "z",
-        spherical: bool = True,
+        spherical: bool | None = None,
         truncation: float = 1.0,
         label: str | int | None = None,
         device: str = "auto",
@@ -257,11 +257,12 @@ class Synthesizer:
         ----------
         space : "z" or "w"
             Between codes, or between styles (StyleGAN2 only).
-        spherical : bool
-            Along a great circle, or a straight line.
+        spherical : bool, optional
+            Along a great circle, or a straight line. None: a circle between codes, which are normal and lie near a
+            sphere; a line between styles, which do not.
         """
         network = self._ready(device)
-        path = spherical_path if spherical else linear_path
+        path = spherical_path if (space == "z" if spherical is None else spherical) else linear_path
         if space == "w":
             a, b = self.styles([start, end], label, device)
             return self.draw_styles(path(a, b, steps), start, truncation, device)

@@ -284,7 +284,10 @@ def _write_report(
         )
         rows = {k: v.images[0] for k, v in r.sets.items() if k != "oracle"} | {"experiment": r.tests[0].data}
         section.figure(
-            f"{r.day}-comparison", figures.comparison_sheet(rows, pixel), "Images and power spectra"
+            f"{r.day}-comparison",
+            figures.comparison_sheet(rows, pixel),
+            "Images and power spectra",
+            {"generator": "simulation", "seed": r.seed},
         )
         stacks = {k: v.images for k, v in r.sets.items() if k != "oracle"}
         stacks["experiment"] = np.stack([m.data for m in r.tests])

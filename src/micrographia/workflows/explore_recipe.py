@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
-from micrographia.errors import UserError
+from micrographia.errors import LARGEST_SEED, UserError, check_ranges
 from micrographia.latent.model import VaeConfig
 
 
@@ -151,5 +152,4 @@ class ExploreRecipe:
             )
         if self.embedding != "none" and self.latent.latents < 2:
             raise UserError(f"embedding = {self.embedding} draws latents in a plane; one alone needs none.")
-        if self.seed < 0 or self.pixel_size_A < 0 or self.track_A < 0:
-            raise UserError("seed, pixel_size_A and track_A must not be negative.")
+        check_ranges("", self, seed=(0, LARGEST_SEED), pixel_size_A=(0, inf), track_A=(0, inf))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -56,7 +58,8 @@ def write_explore_report(run: RunFolder, found: Exploration, recipe: ExploreReci
             _map(top, found, with_patch, column, recipe)
 
     space = report.section("What varies")
-    _latent_space(space, found, with_patch, latents, config.condition)
+    made = {"generator": config.model, "model": "model.safetensors", "trained_with_seed": recipe.seed}
+    _latent_space(space, found, with_patch, latents, config.condition, made)
     if recipe.embedding != "none":
         _embedded(space, found, with_patch, latents, recipe)
     if len(latents) > 1:
@@ -122,7 +125,12 @@ def _colouring(values: pd.Series, column: str, symmetry: int) -> Colouring:
 
 
 def _latent_space(
-    section: Section, found: Exploration, sites: pd.DataFrame, latents: list[str], given: str
+    section: Section,
+    found: Exploration,
+    sites: pd.DataFrame,
+    latents: list[str],
+    given: str,
+    made: dict[str, Any],
 ) -> None:
     model, images = found.first_member, found.patches.images
     typical = None if found.condition is None else np.median(found.condition, keepdims=True)
@@ -139,6 +147,7 @@ def _latent_space(
                 name,
                 manifold_figure(drawn.images, drawn.values, drawn.names),
                 f"What the model draws over the plane of {latents[0]} and {latents[1]}, upright{told}{of}",
+                made,
             )
         colour = "cluster" if "cluster" in sites else None
         section.figure(
@@ -155,6 +164,7 @@ def _latent_space(
         "traversals",
         traversal_figure(drawn.images, drawn.values, drawn.names),
         f"Each latent by itself{told}",
+        made,
     )
     some = np.linspace(0, len(images) - 1, min(len(images), 12)).astype(int)
     condition = None if found.condition is None else found.condition[some]
@@ -166,6 +176,7 @@ def _latent_space(
             images[some], model.inverse_transform(found.codes[some], condition), upright, angle
         ),
         "Patches and what the model draws of them",
+        made,
     )
 
 

@@ -276,9 +276,9 @@ def write_report(
         **{k: s.images[0] for k, s in training.sets.items()},
         "experiment": first,
     }
-    real.figure(
-        "comparison", figures.comparison_sheet(rows, recipe.sampling_A), "Images and their power spectra"
-    )
+    made = {"generator": "simulation", "recipe": recipe.name, "seed": recipe.seed}
+    sheet = figures.comparison_sheet(rows, recipe.sampling_A)
+    real.figure("comparison", sheet, "Images and their power spectra", made)
     patch = _compared_px(training, recipe)
     stacks = {"noise-free": training.clean, **{k: s.images for k, s in training.sets.items()}}
     stacks["experiment"] = cut_patches(training.experiment, patch, 200)

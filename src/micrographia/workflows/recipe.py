@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from micrographia.detect.finder import DetectConfig
-from micrographia.errors import UserError, check_ranges, did_you_mean
+from micrographia.errors import LARGEST_SEED, UserError, check_ranges, did_you_mean
 from micrographia.simulate.degrade import NAMES as CONDITIONS
 from micrographia.simulate.degrade import Conditions
 from micrographia.simulate.fit import FitConfig
@@ -95,7 +95,7 @@ class Recipe:
         check_ranges(
             "",
             self,
-            seed=(0, 1e18),  # PyTorch's generators take 64 bits
+            seed=(0, LARGEST_SEED),
             sampling_A=(0.02, 2),
             pixel_size_A=(0, 1e6),
             trust_lattice_percent=(0, 1000),

@@ -178,7 +178,7 @@ def translate_stage(
 
     def work(folder: Path) -> None:
         def watch(step: int, seen: Watch) -> None:
-            save_samples(folder / "samples" / f"{step:06d}.png", seen, recipe.sampling_A)
+            save_samples(folder / "samples", step, seen, recipe.sampling_A, recipe.seed)
 
         translator = Translator(recipe.sampling_A, _fitting(recipe, experimental))
         result = translator.fit(
@@ -376,12 +376,11 @@ def home_reference(images: Sequence[Micrograph], recipe: Recipe) -> DomainRefere
     return None
 
 
-def save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
+def save_samples(folder: Path, step: int, seen: Watch, pixel_size_A: float, seed: int) -> None:
     """Draw a simulated, a translated and an experimental patch beside each other, as the training goes on."""
     from micrographia.plots.pictures import comparison_sheet
     from micrographia.workflows.report import figure_png
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = comparison_sheet(
         {
             "simulated": seen.simulated[0],
@@ -390,8 +389,9 @@ def save_samples(path: Path, seen: Watch, pixel_size_A: float) -> None:
         },
         pixel_size_A,
     )
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(figure_png(figure))
+    made = {"generator": "cyclegan", "step": step, "trained_with_seed": seed}
+    with atomic_path(folder / f"{step:06d}.png") as temporary:
+        temporary.write_bytes(figure_png(figure, synthetic=made))
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -88,7 +88,7 @@ def fit_translator(
     folder = out.with_suffix(".training")
 
     def watch(step: int, seen: Watch) -> None:
-        save_samples(folder / "samples" / f"{step:06d}.png", seen, labelled.pixel_size_A)
+        save_samples(folder / "samples", step, seen, labelled.pixel_size_A, recipe.seed)
 
     result = translator.fit(labelled.load()[0], patches, folder, recipe.seed, recipe.device, watch)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from micrographia.errors import UserError
 from micrographia.files import atomic_path
+from micrographia.io import write_array
 from micrographia.metrics.distances import compare_sets, frechet_distance, standardise
 from micrographia.metrics.features import FeatureExtractor, inception_extractor, physical_features
 from micrographia.metrics.levels import compare_levels
@@ -129,10 +130,12 @@ def fit_synthesizer(
     looks.mkdir(exist_ok=True)
 
     def watch(step: int, samples: np.ndarray) -> None:
-        told = {"generator": recipe.gan.network, "step": step, "trained_with_seed": recipe.seed}
+        told = {
+            "generator": recipe.gan.network, "model": f"{run.path.name}, in training", "step": step,
+            "trained_with_seed": recipe.seed,
+        }  # fmt: skip
         write_sheet(looks / f"step-{step:06d}.png", sheet(samples[:SHOWN], 8), told)
-        with atomic_path(looks / f"step-{step:06d}.npy") as temporary:
-            np.save(temporary, samples[:8].astype(np.float16))
+        write_array(looks / f"step-{step:06d}.npy", samples[:8].astype(np.float16), told)
 
     def work(folder: Path) -> None:
         model = Synthesizer(recipe.gan)

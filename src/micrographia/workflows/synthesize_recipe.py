@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
-from micrographia.errors import UserError
+from micrographia.errors import LARGEST_SEED, UserError, check_ranges
 from micrographia.synthesize.gan import GanConfig
 
 
@@ -89,5 +90,4 @@ class SynthesizeRecipe:
     """The judgement."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.pixel_size_A < 0:
-            raise UserError("seed and pixel_size_A must not be negative.")
+        check_ranges("", self, seed=(0, LARGEST_SEED), pixel_size_A=(0, inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from micrographia.metrics.memorisation import Memorisation
 from micrographia.plots.microstructure import microstructure_figure, neighbours_figure
 from micrographia.plots.synthesis import adversarial_figure, rows_figure, sheet_figure
 from micrographia.workflows.report import Report
-from micrographia.workflows.synthesize import JUDGED_FROM, Judgement, Synthesis
+from micrographia.workflows.synthesize import JUDGED_FROM, Judgement, Synthesis, provenance_of
 
 #: Images of a set that are shown.
 SHEET = 36
@@ -28,7 +29,9 @@ def write_synthesis_report(found: Synthesis) -> None:
         f"{gan.network} at {gan.resolution} px from {len(found.training)} images",
         f"recipe {recipe.name}, {gan.loss} loss, {gan.steps} steps of {gan.batch} images, seed {recipe.seed}",
     )
-    judgement_sections(report, found.judgement, found.real, found.samples, found.learnt)
+    made = provenance_of(found.model, found.folder / "model.safetensors")
+    drawn = made | {"first_seed": JUDGED_FROM}
+    judgement_sections(report, found.judgement, found.real, found.samples, found.learnt, drawn)
     if not found.held_out:
         report.sections[0].warning(
             "The images that judge are those that the model learnt from: too few to hold some out. Copies would score "
@@ -38,21 +41,26 @@ def write_synthesis_report(found: Synthesis) -> None:
     if failures:
         some = "; ".join(why for _, why in failures[:5])
         report.sections[0].warning(
-            f"Left out: {len(failures)} files or frames: {some}{' ...' * (len(failures) > 5)}"
+            f"Left out: {len(failures)} files or frames: {some}{' ... All are in metrics.json.' * (len(failures) > 5)}"
         )
     if len(found.training) < 500 and not gan.augment.acts:
         report.sections[0].warning(
             f"{len(found.training)} images without augmentation: the critic learns them by heart. Use gan.augment."
         )
-    _paths(report, found)
-    _training(report, found)
+    _paths(report, found, made)
+    _training(report, found, made)
     report.write(found.folder / "report.html")
 
 
 def judgement_sections(
-    report: Report, found: Judgement, real: np.ndarray, generated: np.ndarray, training: np.ndarray | None
+    report: Report,
+    found: Judgement,
+    real: np.ndarray,
+    generated: np.ndarray,
+    training: np.ndarray | None,
+    synthetic: Mapping[str, Any],
 ) -> None:
-    """Add what `judge` found, with pictures."""
+    """Add what `judge` found, with pictures; `synthetic` tells how the generated images were made."""
     rng = np.random.default_rng(0)
     top = report.section("Real and generated")
     shown = min(SHEET, len(real), len(generated))
@@ -61,6 +69,7 @@ def judgement_sections(
         "sheets",
         sheet_figure({"real": some, "generated (not measured images)": generated[:shown]}),
         "Drawn at random, all in the grey levels of the training images",
+        synthetic,
     )
     close = report.section("How close")
     n = found.numbers
@@ -88,7 +97,10 @@ def judgement_sections(
             differences.insert(2, "training images", learnt)
         phases.table(differences, "Differences, and the same between halves of the real images")
         phases.figure(
-            "microstructure", microstructure_figure(found.microstructure), "Real and generated, statistically"
+            "microstructure",
+            microstructure_figure(found.microstructure),
+            "Real and generated, statistically",
+            synthetic,
         )
     if found.memorisation is not None:
         copies = report.section("Copies?")
@@ -98,6 +110,7 @@ def judgement_sections(
                 "neighbours",
                 neighbours_figure(generated, training, found.memorisation),
                 "The samples that are most like a training image, and that image",
+                synthetic,
             )
 
 
@@ -132,29 +145,32 @@ def _told(copies: Memorisation) -> str:
     )
 
 
-def _paths(report: Report, found: Synthesis) -> None:
+def _paths(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
     section = report.section("Between images")
     model, start = found.model, JUDGED_FROM
     drawn: dict[str, Any] = {"label": 0 if model.classes else None, "device": found.recipe.device}
-    rows = {
-        "along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", **drawn),
-        "along a straight line": model.interpolate(start, start + 1, 10, "z", spherical=False, **drawn),
-    }
-    if model.config.network == "stylegan2":
-        rows["between styles w"] = model.interpolate(start, start + 1, 10, "w", spherical=False, **drawn)
+    rows = {"along a great circle of codes z": model.interpolate(start, start + 1, 10, "z", **drawn)}
+    if model.config.network == "dcgan":  # StyleGAN2 normalises codes: its line is the circle at another pace
+        rows["along a straight line"] = model.interpolate(start, start + 1, 10, "z", False, **drawn)
+    else:
+        rows["along a straight line of styles w"] = model.interpolate(start, start + 1, 10, "w", **drawn)
         rows["towards the mean image (truncation 1 to 0)"] = np.concatenate(
             [model.sample([start + 2], t, **drawn) for t in np.linspace(1, 0, 10)]
         )
-    section.figure("paths", rows_figure(rows), "Two samples and what lies between them")
+    told = made | {"from_seed": start, "to_seed": start + 1}
+    section.figure("paths", rows_figure(rows), "Two samples and what lies between them", told)
 
 
-def _training(report: Report, found: Synthesis) -> None:
+def _training(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
     section = report.section("Training")
-    told = f"The state kept is that of step {found.best_step}, nearest to the training images (Fréchet distance)."
-    section.text(told)
+    section.text(
+        f"The state kept is that of step {found.best_step}, nearest to the training images (Fréchet distance)."
+    )
     gan = found.recipe.gan
     section.figure("training", adversarial_figure(found.history, gan.batch), "Course of the training")
     if found.looks:
         some = [found.looks[i] for i in np.unique(np.linspace(0, len(found.looks) - 1, 6).astype(int))]
         rows = {f"step {step} ({step * gan.batch / 1000:g} thousand images)": images for step, images in some}
-        section.figure("looks", rows_figure(rows), "The same eight codes as the training went on")
+        told = made | {"model": f"{found.folder.name}, in training", "steps": [step for step, _ in some]}
+        told.pop("weights", None)
+        section.figure("looks", rows_figure(rows), "The same eight codes as the training went on", told)

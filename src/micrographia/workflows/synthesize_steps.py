@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import torch
 from micrographia.errors import UserError
 from micrographia.files import atomic_path, find_files
 from micrographia.formats import FOLDER_SUFFIXES
-from micrographia.io import read_stored, write_image
+from micrographia.io import read_provenance, read_stored, write_array, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.plots.synthesis import as_pictures, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
@@ -87,18 +87,22 @@ def interpolate(
     out: Path,
     steps: int = 60,
     space: Literal["z", "w"] = "w",
-    linear: bool = False,
+    linear: bool | None = None,
     truncation: float = 1.0,
     label: str | None = None,
     frames_per_second: int = 20,
     device: str = "auto",
 ) -> Path:
-    """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``."""
+    """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``.
+
+    `linear`: along a straight line or a great circle; None: a line between styles w, a circle between codes z.
+    """
     set_threads()
     _require_room(out)
     synthesizer, file = load_model(model)
     if synthesizer.config.network == "dcgan":
         space = "z"
+    linear = space == "w" if linear is None else linear
     images = synthesizer.interpolate(start, end, steps, space, not linear, truncation, label, device)
     told = {
         "from_seed": start, "to_seed": end, "space": space, "path": "straight" if linear else "great circle",
@@ -144,8 +148,7 @@ def project(model: Path, image: Path, out: Path, steps: int, device: str, say: S
         sheet(np.stack([goal, drawn]), 2),
         provenance | {"left": "real", "right": "projected"},
     )
-    with atomic_path(out / "style.npy") as temporary:
-        np.save(temporary, style.numpy())
+    write_array(out / "style.npy", style.numpy(), provenance)
     return difference
 
 
@@ -171,11 +174,12 @@ def evaluate(
     model: Synthesizer | None = None
     fit: Literal["crop", "resize"]
     if generated.is_file() or (generated / "model.safetensors").is_file():
-        model, _ = load_model(generated)
+        model, file = load_model(generated)
+        made = provenance_of(model, file, label)
         shape_px, channels, fit, binning = model.shape_px, model.channels, model.fit_by, model.binning
         scale_each = model.scale_each
     else:
-        shape_px, channels = _shape_of_first(generated)
+        shape_px, channels, made = _first_of(generated)
         fit, binning, scale_each = "crop", 1, False
     edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
     by_class = bool(model and model.classes and label is None)
@@ -214,7 +218,7 @@ def evaluate(
     )
     if out is not None:
         report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
-        judgement_sections(report, found, judged_by, drawn, known)
+        judgement_sections(report, found, judged_by, drawn, known, made)
         report.write(out / "report.html")
         with atomic_path(out / "metrics.json") as temporary:
             temporary.write_text(json.dumps(found.numbers, indent=1, default=float) + "\n")
@@ -288,8 +292,9 @@ def _require_same_depth(dtype: str, window: Window) -> None:
         )
 
 
-def _shape_of_first(folder: Path) -> tuple[tuple[int, int], int]:
-    """Height and width (as far as they can be compared at once) and channels of the first readable image in a folder."""
+def _first_of(folder: Path) -> tuple[tuple[int, int], int, dict[str, Any]]:
+    """Height and width (as far as they can be compared at once) and channels of the first readable image in a folder, and what
+    made them all, as far as it tells."""
     files = find_files([folder], FOLDER_SUFFIXES)
     if not files:
         raise UserError(f"{folder}: holds neither a model nor images.")
@@ -300,7 +305,9 @@ def _shape_of_first(folder: Path) -> tuple[tuple[int, int], int]:
             except UserError:
                 continue
             height, width = (min(n, RESOLUTIONS[-1]) for n in data.shape[:2])
-            return (height, width), 3 if data.ndim == 3 else 1
+            told = read_provenance(file) or {}
+            shared = {k: told[k] for k in ("generator", "model", "weights", "trained_with_seed") if k in told}
+            return (height, width), 3 if data.ndim == 3 else 1, shared | {"images": str(folder)}
     raise UserError(
         f"{folder}: none of its {len(files)} files can be read as an image, such as {files[0].name}."
     )

@@ -1,0 +1,109 @@
+"""The benchmarks' own arithmetic: what may be published, and that both ways compute the same."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import torch
+
+from micrographia.errors import UserError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def dual_phase(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The benchmark, which publishes into `tmp_path`."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("dual_phase")
+    for owner in (module, importlib.import_module("common")):
+        monkeypatch.setattr(owner, "DOCS", tmp_path / "docs" / "benchmarks")
+    return module
+
+
+def row(module: ModuleType, run: str = "DCGAN", minutes: float = 60.0, seed: int = 0, **more) -> dict:
+    values = dict.fromkeys(module.COLUMNS, 0.5) | {f"{k}_floor": 0.25 for k in module.SHOWN}
+    told = {"state": "best", "date": "2026-01-02", "where": "a machine of 2 cores"}
+    return values | told | {"run": run, "minutes": minutes, "seed": seed} | more
+
+
+def test_a_training_is_known_by_run_minutes_and_seed(dual_phase, tmp_path):
+    none = dual_phase.read_results(tmp_path / "none.csv")
+    assert not dual_phase.is_done(none, "DCGAN", 60.0, 0)
+    file = tmp_path / "some.csv"
+    pd.DataFrame([row(dual_phase), row(dual_phase, seed=2)]).to_csv(file, index=False)
+    results = dual_phase.read_results(file)
+    assert dual_phase.is_done(results, "DCGAN", 60.0, 2)
+    for other in (("R3GAN", 60.0, 2), ("DCGAN", 15.0, 2), ("DCGAN", 60.0, 1)):
+        assert not dual_phase.is_done(results, *other)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "message"),
+    [
+        (None, [], "nothing to publish of trainings of 60 minutes; it is empty"),
+        ("", [], "not a readable table"),
+        ("a,b\n1,2\n", [], "no column run"),
+        (None, ["DCGANN"], "no run 'DCGANN'. Did you mean 'DCGAN'?"),
+    ],
+)
+def test_without_results_no_page_is_written(dual_phase, tmp_path, text, names, message):
+    file = tmp_path / "results.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        dual_phase.main(60.0, 0, str(file), *names)
+    assert not (tmp_path / "docs").exists()
+
+
+def test_trainings_of_one_length_are_published(dual_phase, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dual_phase, "JUDGES", 20)
+    file = tmp_path / "results.csv"
+    rows = [row(dual_phase, seed=s, fid=4.0 + s) for s in (0, 1)]
+    pd.DataFrame([*rows, row(dual_phase, minutes=15.0, fid=99.0)]).to_csv(file, index=False)
+    damaged = dual_phase.training_folder(tmp_path / "results", "DCGAN", 60.0, 0) / "model.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no model")
+    dual_phase.main(60.0, 0, str(file))
+    told = capsys.readouterr().err
+    assert "trainings of 15, 60 minutes; the page shows those of 60" in told
+    assert "not in the picture" in told
+    page = (tmp_path / "docs" / "benchmarks" / "dual_phase.md").read_text("utf-8")
+    assert "| DCGAN | 2 | 0 | 0 | 4.5 ± 0.71 |" in page
+    assert "99" not in page
+    assert "asked for is 0.3500" in page
+    assert "from 2026-01-02 to 2026-01-02, 60 minutes a training, seeds 0, 1: a machine of 2 cores" in page
+    assert 'Repeat: `python benchmarks/dual_phase.py 60 2 results.csv "DCGAN"`' in page
+    with pytest.raises(UserError, match="of 30 minutes; it holds trainings of 15, 60 minutes"):
+        dual_phase.main(30.0, 0, str(file))
+
+
+def test_fifty_images_take_the_same_number_of_steps(dual_phase, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(dual_phase, "steps_in", lambda config, minutes: measured.append(config) or 123)
+    for name in (dual_phase.FEW_PLAIN, dual_phase.FEW, dual_phase.FEW):
+        assert dual_phase.planned_steps(name, 60.0, tmp_path) == 123
+    assert len(measured) == 1
+    assert measured[0].augment.acts
+
+
+def test_wrong_use_of_a_benchmark_exits_with_2(dual_phase, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dual_phase.py", "60", "0", str(tmp_path / "none.csv")])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(dual_phase.__file__, run_name="__main__")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_plain_formulation_draws_the_same_images(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = importlib.import_module("stylegan")
+    torch.manual_seed(0)
+    config = benchmark.replace(benchmark.BASE, resolution=16, batch=4, width=4, widest=16, latent=8)
+    model = benchmark.GAN(config, 1, 0, (16, 16), 0)
+    assert benchmark.same_function(model, benchmark.PlainGAN(model), torch.device("cpu")) < 1e-4
