@@ -13,15 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import torch
 
 from micrographia.cli.main import main
 from micrographia.io import read_images, write_image
+from micrographia.metrics.features import module_extractor
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen
 from micrographia.simulate.virtual import record
+from micrographia.workflows.find import find_defects
 from micrographia.workflows.looking import provenance
-from micrographia.workflows.recipe import built_in
+from micrographia.workflows.recipe import built_in, load_recipe
 from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
 
 TINY = [
@@ -254,3 +257,23 @@ def test_two_processes_learn_what_one_does_and_only_one_reports(scans, tmp_path)
     assert again.returncode != 0
     assert "--resume" in again.stderr
     assert "internal error" not in again.stderr
+
+
+def test_any_network_can_judge_the_training_images(run_folder, scans):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 5), torch.nn.ReLU())
+    recipe = load_recipe("wse2", TINY)
+    found = find_defects(
+        [scans], recipe, run_folder, True, extractor=module_extractor(network, "a small network")
+    )
+    distances = found.metrics["distance_to_experiment"]["simulated"]
+    assert distances["extractor"] == "a small network"
+    assert distances["n_features"] == 6
+    assert "a small network" in (run_folder / "report.html").read_text()
+
+
+def test_other_weights_than_inceptions_are_refused_before_any_work(scans, tmp_path, capsys):
+    (tmp_path / "weights.pth").write_bytes(b"others")
+    words = ["run", "wse2", "--images", str(scans), "--out", str(tmp_path / "out")]
+    assert main([*words, "--set", f"inception_weights={tmp_path / 'weights.pth'}"]) == 2
+    assert "weights.pth" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -129,6 +129,47 @@ def test_single_atoms_are_all_of_the_named_element():
     assert here.min() > np.median(images)
 
 
+def test_an_alloy_replaces_atoms_without_labels():
+    mixed = replace(SPECIMEN, alloy={"S-Se": 0.3})
+    plain, drawn = (draw_scene(s, (80, 80), np.random.default_rng(3)) for s in (SPECIMEN, mixed))
+    sulphur, selenium = ((drawn.number == z).sum() for z in (16, 34))
+    assert sulphur / (sulphur + selenium) == pytest.approx(0.3, abs=0.04)
+    assert not (plain.number == 16).any()
+    assert set(drawn.site_kind) <= {"vacancy-1Se", "vacancy-2Se", "column-W", "column-Se", "column-S"}
+
+
+def test_a_crystal_is_seen_along_its_zone_axis():
+    def columns(axis: tuple[int, int, int], thickness_A: float = 0.0) -> np.ndarray:
+        specimen = Specimen(
+            "SrTiO3", {}, strain=0.0, disorder_A=0.0, holes=0.0, zone_axis=axis, thickness_A=thickness_A
+        )
+        scene = draw_scene(specimen, (40, 40), np.random.default_rng(0))
+        strontium = scene.number == 38
+        return np.stack([scene.x_A[strontium], scene.y_A[strontium]], axis=1)
+
+    def spacing(xy: np.ndarray) -> float:
+        apart = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+        return apart[apart > 0.1].min()
+
+    assert spacing(columns((0, 0, 1))) == pytest.approx(3.905, abs=0.01)
+    assert spacing(columns((1, 1, 0))) == pytest.approx(3.905 / np.sqrt(2), abs=0.01)
+    assert len(columns((0, 0, 1), 39.05)) > 8 * len(columns((0, 0, 1)))
+
+
+def test_neighbours_of_a_vacancy_relax_towards_it():
+    def distance(relaxation: float) -> float:
+        specimen = replace(
+            SPECIMEN, defects={"vacancy-2Se": 0.02}, strain=0.0, disorder_A=0.0, relaxation=(relaxation,) * 2
+        )
+        scene = draw_scene(specimen, (60, 60), np.random.default_rng(2))
+        vacancy = np.stack([scene.site_x_A, scene.site_y_A], axis=1)[scene.site_kind == "vacancy-2Se"]
+        atoms = np.stack([scene.x_A, scene.y_A], axis=1)
+        apart = np.linalg.norm(atoms[None] - vacancy[:, None], axis=-1)
+        return float(np.median(np.sort(apart, axis=1)[:, :3]))
+
+    assert distance(0.1) == pytest.approx(0.9 * distance(0.0), rel=0.02)
+
+
 def test_a_hole_holds_neither_atoms_nor_sites():
     whole = replace(SPECIMEN, angle_deg=(0.0, 0.0), strain=0.0)
     pierced = replace(whole, holes=1.0)
@@ -206,6 +247,11 @@ def test_impossible_concentrations_are_refused(value):
         {"disorder_A": float("nan")},
         {"holes": 2.0},
         {"angle_deg": (30.0, 10.0)},
+        {"alloy": {"S": 0.3}},
+        {"alloy": {"S-Se": 1.5}},
+        {"alloy": {"S-Se": 0.3, "Te-Se": 0.3}},
+        {"relaxation": (0.2, 0.1)},
+        {"thickness_A": -1.0},
         {"contrast": (0.5, float("inf"))},
         {"atoms_per_nm2": (float("nan"), 1.0)},
     ],

@@ -7,6 +7,7 @@ of a series depends on the seed and on `i` only, never on the number of workers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from micrographia.simulate.imaging import disc_maps, render_patches
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scattering import cross_section_A2
 
+_ALLOY = re.compile(r"[A-Z][a-z]?-[A-Z][a-z]?")
 #: Scenes are rendered in groups of this size; a group is one job of a worker.
 GROUP = 16
 #: From this many groups on, new processes earn back the seconds that it takes to start them.
@@ -45,6 +47,15 @@ class Specimen:
     reads."""
     defects: dict[str, float] = field(default_factory=lambda: {"vacancy-1Se": 0.03})
     """Kind of defect -> fraction of the sites that can have it. A few per cent teach a network best."""
+    zone_axis: tuple[int, int, int] = (0, 0, 1)
+    """Direction [uvw] of SrTiO3, or of a structure file's crystal, that points along the beam."""
+    thickness_A: float = 0.0
+    """Thickness along the beam of SrTiO3, of a file's crystal or of the carbon film, Å; 0 = one cell, 20 Å of film."""
+    alloy: dict[str, float] = field(default_factory=dict)
+    """New-old -> probability: { "S-Se" = 0.3 } makes three in ten Se of every image S, without labels."""
+    relaxation: tuple[float, float] = (0.0, 0.0)
+    """Range of the displacement of a defect's neighbours towards it, as a fraction of their distance; below 0 =
+    away."""
     element: str = "Re"
     """The heavy element of the material single-atoms."""
     atoms_per_nm2: tuple[float, float] = (0.2, 2.0)
@@ -76,7 +87,22 @@ class Specimen:
                     f"specimen.defects: '{kind}' = {value}: give a fraction of sites above 0, at most 1; "
                     "leave a kind out to have none."
                 )
-        check_ranges("specimen", self, holes=(0, 1), strain=(0, LARGEST_STRAIN), disorder_A=(0, 5))
+        for pair, value in self.alloy.items():
+            if not (_ALLOY.fullmatch(pair) and 0 < value <= 1):
+                raise UserError(
+                    f"specimen.alloy: '{pair}' = {value}: give the new and the old element and a probability above 0, "
+                    'at most 1, as in { "S-Se" = 0.3 }.'
+                )
+        if len({pair.split("-")[1] for pair in self.alloy}) < len(self.alloy):
+            raise UserError("specimen.alloy: an element is replaced twice; name every old element once.")
+        check_ranges(
+            "specimen",
+            self,
+            holes=(0, 1),
+            strain=(0, LARGEST_STRAIN),
+            disorder_A=(0, 5),
+            thickness_A=(0, 5000),
+        )
         # Six standard deviations: beyond them lies none of the ten thousands of draws of a run.
         reach = np.abs(self.mean_strain).max() + 6 * self.strain
         if not reach < LARGEST_STRAIN:
@@ -90,6 +116,7 @@ class Specimen:
             ("clustering", 0, 1),
             ("angle_deg", -3600, 3600),
             ("contrast", 0, 10),
+            ("relaxation", -0.5, 0.5),
         ):
             low, high = getattr(self, name)
             if not least <= low <= high <= most:
@@ -119,13 +146,18 @@ def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.
         field_A,
         angle_deg=rng.uniform(*specimen.angle_deg),
         strain=strain,
+        zone_axis=specimen.zone_axis,
+        thickness_A=specimen.thickness_A or None,
+        alloy={old: (new, p) for pair, p in specimen.alloy.items() for new, old in [pair.split("-")]},
         disorder_A=specimen.disorder_A,
         element=specimen.element,
         atoms_per_nm2=rng.uniform(*specimen.atoms_per_nm2),
         rng=rng,
     )
     _gather(atoms, rng.uniform(*specimen.clustering), rng)
-    atoms, defects = introduce_defects(atoms, [DefectSpec(k, c) for k, c in specimen.defects.items()], rng)
+    relaxation = rng.uniform(*specimen.relaxation) if any(specimen.relaxation) else 0.0
+    specs = [DefectSpec(kind, part, relaxation=relaxation) for kind, part in specimen.defects.items()]
+    atoms, defects = introduce_defects(atoms, specs, rng)
     if rng.random() < specimen.holes:
         hole = _hole(field_A, rng)
         atoms = atoms[~hole(atoms.positions[:, :2])]

@@ -64,12 +64,16 @@ class TranslateConfig:
     ema_decay: float = 0.99
     """Decay of the running mean of the generators' weights. [0, none]"""
     width: int = 24
-    """Channels of the compact networks. [64]"""
+    """Channels of the compact networks; khan2023 has the paper's. [64]"""
     blocks: int = 4
     """Residual blocks of the compact generators."""
+    input_noise: float = 0.1
+    """Standard deviation of the noise added to the input by khan2023; compact learns how much it needs. [0.1]"""
+    dropout: float = 0.5
+    """Share of the channels' values left out in khan2023's three innermost levels while it trains. [0.5]"""
     evaluate_every: int = 50
     """Steps between looks at the distance to the experiment."""
-    patience: int = 0
+    patience: int = 20
     """Stop after this many looks without improvement; 0 = never."""
 
     def __post_init__(self) -> None:
@@ -90,6 +94,8 @@ class TranslateConfig:
             ema_decay=(0, 0.99999),
             width=(1, math.inf),
             blocks=(1, math.inf),
+            input_noise=(0, 10),
+            dropout=(0, 0.99),
             evaluate_every=(1, math.inf),
             patience=(0, math.inf),
         )
@@ -262,7 +268,7 @@ class CycleGAN:
 def generator(config: TranslateConfig) -> nn.Module:
     """Build one untrained generator."""
     if config.layout == "khan2023":
-        return KhanGenerator()
+        return KhanGenerator(noise=config.input_noise, dropout=config.dropout)
     return CompactGenerator(config.width, config.blocks)
 
 

@@ -82,13 +82,12 @@ class KhanGenerator(nn.Module):
     Eight 4x4 convolutions of stride 2 down to 1x1, mirrored, with skips, instance normalisation and dropout
     in the three innermost decoder levels. Repaired: instance normalisation of a 1x1 map is the constant
     zero, so that in the published layout the innermost level (15 % of the weights) never trains; here
-    that level goes unnormalised. The noise `z` is added to the input (the paper: Gaussian of 0.1).
+    that level goes unnormalised. `noise` times the noise `z` is added to the input.
     """
 
-    NOISE = 0.1
-
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, noise: float = 0.1, dropout: float = 0.5) -> None:
         super().__init__()
+        self.noise = noise
         widths = [width * min(2**i, 8) for i in range(8)]
         self.downs = nn.ModuleList()
         for i, (a, b) in enumerate(zip([1, *widths], widths, strict=False)):
@@ -101,13 +100,13 @@ class KhanGenerator(nn.Module):
             double = DoublingProduct if i > 2 else _double  # from 8x8 and smaller
             layers = [double(a, widths[i], bias=False), nn.InstanceNorm2d(widths[i], affine=True)]
             if i > 3:
-                layers.append(nn.Dropout(0.5))
+                layers.append(nn.Dropout(dropout))
             self.ups.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
         self.last = DoublingProduct(2 * widths[0], 1)
         self.apply(_small_normal)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        x, (height, width) = pad_to_multiple(x + self.NOISE * z, 256)
+        x, (height, width) = pad_to_multiple(x + self.noise * z, 256)
         skips = []
         for shrink in self.downs:
             x = shrink(x)

@@ -14,6 +14,7 @@ import pandas as pd
 from micrographia.detect.finder import DefectFinder
 from micrographia.metrics.calibration import held_out_calibration_error, reliability_curve
 from micrographia.metrics.distances import compare_sets
+from micrographia.metrics.features import FeatureExtractor, inception_extractor
 from micrographia.micrograph import Micrograph
 from micrographia.plots import figures
 from micrographia.plots.inspection import inspection_figure
@@ -78,7 +79,12 @@ class FindResult:
 
 
 def find_defects(
-    images: Sequence[Path | str], recipe: Recipe, out: str | Path, resume: bool = False, say: Say = print
+    images: Sequence[Path | str],
+    recipe: Recipe,
+    out: str | Path,
+    resume: bool = False,
+    say: Say = print,
+    extractor: FeatureExtractor | None = None,
 ) -> FindResult:
     """Locate point defects in unlabelled images.
 
@@ -93,6 +99,9 @@ def find_defects(
         Continue an earlier run of the same recipe.
     say : callable
         Told what is going on.
+    extractor : FeatureExtractor, optional
+        What the distances to the experiment compare, such as `metrics.features.module_extractor` of a network of yours;
+        the recipe's by default.
 
     Raises
     ------
@@ -101,6 +110,8 @@ def find_defects(
     """
     set_threads()
     device = choose_device(recipe.device)
+    if extractor is None and recipe.inception_weights:
+        extractor = inception_extractor(recipe.inception_weights)
     micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
     scaled, unusable = decide_scale(micrographs, ScaleRule.of(recipe), say, recipe.sampling_A)
     failures += unusable
@@ -115,7 +126,7 @@ def find_defects(
     say(f"simulated lattices are strained like the measured ones: xx yy xy = {strain} %")
     training = learn(run, [s.image for s in scaled], recipe, say)
     found: list[FindResult] = []
-    by_first(lambda: found.append(_report_on(run, scaled, training, failures, recipe, say)))
+    by_first(lambda: found.append(_report_on(run, scaled, training, failures, recipe, say, extractor)))
     if found:
         return found[0]
     metrics = json.loads((run.path / "metrics.json").read_text("utf-8"))
@@ -129,6 +140,7 @@ def _report_on(
     failures: list[tuple[Path, str]],
     recipe: Recipe,
     say: Say,
+    extractor: FeatureExtractor | None,
 ) -> FindResult:
     """Find the sites in the images; write all that a run leaves behind."""
     sites, candidates, threshold = training.finder.find_all([s.image for s in scaled], recipe.device)
@@ -138,7 +150,7 @@ def _report_on(
     )
     write_sites(sites, run.path / "defects.csv")
     write_sites(candidates, run.path / "candidates.csv")
-    metrics = judge(training, recipe)
+    metrics = judge(training, recipe, extractor)
     metrics |= {
         "sites": len(sites),
         "sites_by_kind": sites["kind"].value_counts().to_dict(),
@@ -187,7 +199,7 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     return Training(experiment, fitted, clean, sets, finder, histories)
 
 
-def judge(training: Training, recipe: Recipe) -> dict[str, Any]:
+def judge(training: Training, recipe: Recipe, extractor: FeatureExtractor | None = None) -> dict[str, Any]:
     """Measure realism, label fidelity, calibration and whether the images are like those trained on."""
     patch = _compared_px(training, recipe)
     real = cut_patches(training.experiment, patch, 300)
@@ -196,7 +208,7 @@ def judge(training: Training, recipe: Recipe) -> dict[str, Any]:
     for name, stack in sets.items():
         other = cut_patches([Micrograph(image, recipe.sampling_A) for image in stack], patch, 300)
         if min(len(real), len(other)) >= 8:
-            distances[name] = compare_sets(real, other, recipe.sampling_A, seed=recipe.seed)
+            distances[name] = compare_sets(real, other, recipe.sampling_A, extractor, recipe.seed)
     domain = domain_reference(list(training.sets.values()), recipe)
     domains = {}
     if domain is not None:

@@ -78,6 +78,9 @@ class Recipe:
     0 = do not assume."""
     tolerance_A: float = 1.0
     """Largest distance between a found and a true site, Å."""
+    inception_weights: str = ""
+    """File of the Inception weights that torch-fidelity publishes: distances to the experiment are those of its features,
+    of images each scaled by itself; empty = physical features."""
     specimen: Specimen = field(default_factory=Specimen)
     """What is under the beam."""
     optics: Optics = field(default_factory=Optics)
