@@ -42,7 +42,7 @@ OVERLAP_PX, LONGEST_TILE_PX = 64, 576
 class DetectConfig:
     """How the network that finds sites is built and trained."""
 
-    steps: int = 620
+    steps: int = 930
     """Training steps."""
     batch: int = 8
     """Patches per step."""
