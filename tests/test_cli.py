@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import re
 import resource
 import subprocess
@@ -229,9 +230,13 @@ def test_run_folder_of_another_recipe(capsys, image, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.toml").write_text(capsys.readouterr().out)
-    error = fails(capsys, "run", "wse2", "--images", image, "--out", run, "--resume", "--quiet")
+    scans = tmp_path / "scans"  # of one image alone nothing can be learnt
+    scans.mkdir()
+    for name in ("a.tif", "b.tif"):
+        shutil.copy(image, scans / name)
+    error = fails(capsys, "run", "wse2", "--images", scans, "--out", run, "--resume", "--quiet")
     assert "another recipe" in error
-    error = fails(capsys, "run", "mos2", "--images", image, "--out", run, "--quiet")
+    error = fails(capsys, "run", "mos2", "--images", scans, "--out", run, "--quiet")
     assert "--resume" in error
 
 
