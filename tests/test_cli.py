@@ -3,9 +3,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
