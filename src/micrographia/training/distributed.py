@@ -112,10 +112,8 @@ def by_first(work: Callable[[], None]) -> None:
         except UserError as raised:
             error = raised
     told = from_first(error and str(error))
-    if error is not None:
-        raise error
     if told is not None:
-        raise UserError(told)
+        raise error or UserError(told)
 
 
 def alone(what: str) -> None:

@@ -8,7 +8,7 @@ the same day: the upper bound).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from micrographia.workflows.stages import (
     LabelledSet,
     apply_stage,
     detect_stage,
-    fidelity_of,
+    fidelity_numbers,
     fit_stage,
     home_reference,
     images_key,
@@ -181,15 +181,11 @@ def _training_sets(
             run, free, experiment, recipe, say, "translate-noise-free"
         )
         training["CycleGAN"] = [apply_stage(run, translator, free, recipe, say, "translated-noise-free")]
-        fidelity["CycleGAN"] = {
-            k: asdict(v) for k, v in fidelity_of(free, training["CycleGAN"][0], recipe.sampling_A).items()
-        }
+        fidelity["CycleGAN"] = fidelity_numbers(free, training["CycleGAN"][0], recipe.sampling_A)
     translator, histories[DEFAULT_WAY] = translate_stage(run, simulated, experiment, recipe, say)
     translated = apply_stage(run, translator, simulated, recipe, say)
     training[DEFAULT_WAY] = [simulated, translated]
-    fidelity[DEFAULT_WAY] = {
-        k: asdict(v) for k, v in fidelity_of(simulated, translated, recipe.sampling_A).items()
-    }
+    fidelity[DEFAULT_WAY] = fidelity_numbers(simulated, translated, recipe.sampling_A)
     labelled, sites = recorded(recipe.library.images, 3, recipe.specimen, recipe.library.size_px)
     order = {m.name: i for i, m in enumerate(labelled)}
     sites = sites.assign(index=sites["image"].map(order))

@@ -39,7 +39,7 @@ from micrographia.workflows.stages import (
     apply_stage,
     detect_stage,
     domain_reference,
-    fidelity_of,
+    fidelity_numbers,
     fit_stage,
     home_reference,
     images_key,
@@ -115,7 +115,8 @@ def find_defects(
     micrographs, failures = read_experiment(images, recipe.pixel_size_A, say)
     scaled, unusable = decide_scale(micrographs, ScaleRule.of(recipe), say, recipe.sampling_A)
     failures += unusable
-    _check_before([s.image for s in scaled], recipe)
+    experiment = [s.image.resampled(recipe.sampling_A) for s in scaled]
+    _check_before(experiment, recipe)
     run = RunFolder(out, recipe, resume)
     run.require_inputs({"images": images_key([s.image for s in scaled])})
     say(f"{len(scaled)} images, device {device}, run folder {run.path}")
@@ -124,7 +125,7 @@ def find_defects(
     recipe = replace(recipe, specimen=matched(recipe.specimen, scaled))
     strain = " ".join(f"{100 * e:+.1f}" for e in recipe.specimen.mean_strain)
     say(f"simulated lattices are strained like the measured ones: xx yy xy = {strain} %")
-    training = learn(run, [s.image for s in scaled], recipe, say)
+    training = learn(run, experiment, recipe, say)
     found: list[FindResult] = []
     by_first(lambda: found.append(_report_on(run, scaled, training, failures, recipe, say, extractor)))
     if found:
@@ -171,17 +172,18 @@ def _report_on(
     return FindResult(sites, metrics, run.path)
 
 
-def _check_before(images: Sequence[Micrograph], recipe: Recipe) -> None:
+def _check_before(experiment: Sequence[Micrograph], recipe: Recipe) -> None:
     """What can be known to be impossible before a run folder is begun: images or a library too small."""
-    at_work = [m.resampled(recipe.sampling_A) for m in images]
-    patches_to_fit(at_work, recipe.fit)
+    patches_to_fit(experiment, recipe.fit)
     if recipe.library.train_on != "fitted":
-        translation_patch_px(at_work, recipe)
+        translation_patch_px(experiment, recipe)
 
 
-def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say) -> Training:
-    """Fit the physics, translate what it does not explain, and train the detector; no label is needed."""
-    experiment = [m.resampled(recipe.sampling_A) for m in images]
+def learn(run: RunFolder, experiment: list[Micrograph], recipe: Recipe, say: Say) -> Training:
+    """Fit the physics to images at the working sampling, translate what it does not explain, and train the detector.
+
+    No label is needed.
+    """
     fitted = fit_stage(run, experiment, recipe, say)
     simulated, clean = simulate_stage(run, recipe, "fitted", fitted, say)
     sets = {"simulated": simulated}
@@ -194,7 +196,7 @@ def learn(run: RunFolder, images: Sequence[Micrograph], recipe: Recipe, say: Say
     ]
     finder, histories["detector"] = detect_stage(run, [sets[name] for name in used], recipe, say)
     finder.home = home_reference(experiment, recipe)
-    finder.scale = asdict(replace(ScaleRule.of(recipe), pixel_size_A=0.0))
+    finder.scale = ScaleRule.of(recipe).of_others()
     by_first(lambda: finder.save(run.path / "detector.safetensors"))
     return Training(experiment, fitted, clean, sets, finder, histories)
 
@@ -216,7 +218,7 @@ def judge(training: Training, recipe: Recipe, extractor: FeatureExtractor | None
     fidelity = {}
     if "translated" in training.sets:
         before, after = training.sets["simulated"], training.sets["translated"]
-        fidelity = {k: asdict(v) for k, v in fidelity_of(before, after, recipe.sampling_A).items()}
+        fidelity = fidelity_numbers(before, after, recipe.sampling_A)
     validation = training.finder.validation
     calibration = {}
     if validation is not None and training.finder.calibration is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ PLAUSIBLE_RATIO = 1.6
 class ScaleRule:
     """How the pixel size of an image is decided; see the fields of the same names in `Recipe`."""
 
-    material: str
+    material: str = ""
     """Its lattice is looked for, where it is one that `inspect` knows."""
     pixel_size_A: float = 0.0
     trust_lattice_percent: float = 2.0
@@ -44,6 +45,10 @@ class ScaleRule:
             recipe.trust_lattice_percent,
             recipe.typical_spot_A,
         )
+
+    def of_others(self) -> dict[str, Any]:
+        """Return the rule for other images of the same kind, as a detector keeps it: nobody has given their pixel size."""
+        return asdict(replace(self, pixel_size_A=0.0))
 
 
 @dataclass(frozen=True)

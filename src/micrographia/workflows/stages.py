@@ -339,6 +339,13 @@ def fidelity_of(
     return out
 
 
+def fidelity_numbers(
+    before: LabelledSet, after: LabelledSet, pixel_size_A: float
+) -> dict[str, dict[str, Any]]:
+    """Return what `fidelity_of` does as plain values, for files and tables."""
+    return {kind: asdict(found) for kind, found in fidelity_of(before, after, pixel_size_A).items()}
+
+
 def _empty_places(taken: np.ndarray, shape: tuple[int, ...], far_px: float, seed: int) -> np.ndarray:
     """Random places ``[M, 2]`` of an image that are far from all atoms."""
     rng = np.random.default_rng([seed, 5])

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from micrographia.workflows.report import figure_png
 from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
 from micrographia.workflows.stages import (
     LabelledSet,
-    fidelity_of,
+    fidelity_numbers,
     interleave,
     load_set,
     save_samples,
@@ -122,9 +122,8 @@ def apply_translator(
         translated = translator.apply(images, 0, device, reverse)
         about |= {"of": library.metadata}
         if not reverse:
-            about["label_fidelity"] = _told_fidelity(
-                load_set(Path(inputs[0]), "source", inputs[0]), translated, library.pixel_size_A, say
-            )
+            before = LabelledSet("source", images, sites.assign(index=sites["image"].astype(int)), inputs[0])
+            about["label_fidelity"] = _told_fidelity(before, translated, library.pixel_size_A, say)
         with ImageLibrary.create(
             out, len(images), library.shape, library.kinds, library.pixel_size_A, about, str(labels.dtype)
         ) as copy:
@@ -144,8 +143,7 @@ def _told_fidelity(
     before: LabelledSet, translated: np.ndarray, pixel_size_A: float, say: Say
 ) -> dict[str, dict]:
     """Measure what a translation did to a library's labels, and tell it."""
-    after = replace(before, images=translated)
-    fidelity = {k: asdict(f) for k, f in fidelity_of(before, after, pixel_size_A).items()}
+    fidelity = fidelity_numbers(before, replace(before, images=translated), pixel_size_A)
     for kind, f in fidelity.items():
         say(
             f"{kind}: atoms moved by {f['median_displacement_pm']:.2g} pm (median; 95 %: {f['displacement_95_pm']:.2g}), "
@@ -174,7 +172,7 @@ def fit_detector(recipe: Recipe, libraries: Sequence[Path], out: Path) -> dict[s
     kinds = [kind for kind in first.kinds if kind not in columns]
     images, sites = interleave([load_set(path, path.name, str(path)) for path in libraries])
     finder = DefectFinder(kinds, columns, first.pixel_size_A, recipe.detect)
-    finder.scale = asdict(replace(ScaleRule.of(recipe), pixel_size_A=0.0))
+    finder.scale = ScaleRule.of(recipe).of_others()
     folder = out.with_suffix(".training")
     finder.fit(images, sites, folder, recipe.seed, recipe.device, recipe.tolerance_A)
     if len(images) >= LEAST_IMAGES and min(first.shape) >= LEAST_PATCH_PX:
@@ -207,7 +205,7 @@ def apply_detector(
     set_threads()
     finder = DefectFinder.load(model)
     _must_be_writable(out)
-    rule = replace(ScaleRule(**({"material": ""} | finder.scale)), pixel_size_A=pixel_size_A or 0.0)
+    rule = replace(ScaleRule(**finder.scale), pixel_size_A=pixel_size_A or 0.0)
     micrographs = _at_scale(images, rule, finder.pixel_size_A, say)
     if threshold is None:
         found, _, chosen = finder.find_all(micrographs, device)
