@@ -257,11 +257,19 @@ def introduce_defects(
     UserError
         A kind that this crystal cannot have; the message lists what it offers.
     """
+    out, xy, kinds = place_defects(atoms, specs, rng)
+    return out, pd.DataFrame({"x_A": xy[:, 0], "y_A": xy[:, 1], "kind": kinds})
+
+
+def place_defects(
+    atoms: Atoms, specs: Sequence[DefectSpec], rng: np.random.Generator
+) -> tuple[Atoms, np.ndarray, list[str]]:
+    """Do the work of `introduce_defects` for thousands of small scenes: positions ``[n, 2]`` (Å) and kinds, no table."""
     columns = _Columns(atoms)
     out = atoms.copy()
     removed = np.zeros(len(atoms), dtype=bool)
     added: list[tuple[str, np.ndarray]] = []
-    sites: list[pd.DataFrame] = []
+    xy, kinds = np.zeros((0, 2)), []
     relaxed: list[tuple[np.ndarray, float]] = []
 
     isolated = atoms.numbers[atoms.arrays.get("isolated", np.zeros(len(atoms), dtype=bool))]
@@ -270,32 +278,26 @@ def introduce_defects(
         if kind.action == "element" and "isolated" in atoms.arrays and kind.new in atoms.info["elements"]:
             # The specimen has such atoms already; this field perhaps none.
             centres = atoms.positions[atoms.arrays["isolated"]][isolated == atomic_numbers[kind.new], :2]
-            sites.append(_site_table(centres, spec.kind))
-            continue
-        _check_offer(atoms, spec.kind, kind, columns)
-        taken = np.concatenate([np.zeros((0, 2)), *(s[["x_A", "y_A"]].to_numpy(float) for s in sites)])
-        choose = partial(_choose, spec=spec, taken=taken, rng=rng)
-        if kind.action in graphene.PAIR_DEFECTS:
-            centres = graphene.pair_defects(out, kind.action, columns.free, removed, choose)
-            if kind.action == "fourfold":
-                added += [(kind.new, np.append(c, 0.0)) for c in centres]
         else:
-            centres = _column_defects(out, kind, columns, removed, added, choose, rng)
-        if spec.relaxation and len(centres):
-            relaxed.append((centres, spec.relaxation))
-        sites.append(_site_table(centres, spec.kind))
+            _check_offer(atoms, spec.kind, kind, columns)
+            choose = partial(_choose, spec=spec, taken=xy, rng=rng)
+            if kind.action in graphene.PAIR_DEFECTS:
+                centres = graphene.pair_defects(out, kind.action, columns.free, removed, choose)
+                if kind.action == "fourfold":
+                    added += [(kind.new, np.append(c, 0.0)) for c in centres]
+            else:
+                centres = _column_defects(out, kind, columns, removed, added, choose, rng)
+            if spec.relaxation and len(centres):
+                relaxed.append((centres, spec.relaxation))
+        xy = np.concatenate([xy, centres])
+        kinds += [spec.kind] * len(centres)
 
     out = out[~removed]
     if added:
         out = _with_atoms(out, added, columns.count)
     for centres, fraction in relaxed:
         _relax(out.positions, centres, fraction)
-    filled = [table for table in sites if len(table)]
-    return out, pd.concat(filled, ignore_index=True) if filled else _site_table(np.zeros((0, 2)), "")
-
-
-def _site_table(centres: np.ndarray, kind: str) -> pd.DataFrame:
-    return pd.DataFrame({"x_A": centres[:, 0], "y_A": centres[:, 1], "kind": [kind] * len(centres)})
+    return out, xy, kinds
 
 
 def _column_defects(

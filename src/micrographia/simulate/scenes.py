@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from loky import ProcessPoolExecutor
 from scipy.spatial import cKDTree
 
 from micrographia.errors import UserError, check_ranges
 from micrographia.simulate.crystals import LARGEST_STRAIN, build_crystal
-from micrographia.simulate.defects import DefectSpec, introduce_defects
+from micrographia.simulate.defects import DefectSpec, place_defects
 from micrographia.simulate.degrade import REACH_PX, aberrated, degrade, moved, sample_displaced
 from micrographia.simulate.imaging import disc_maps, render_patches
 from micrographia.simulate.probe import Optics
@@ -31,9 +31,9 @@ from micrographia.simulate.scattering import cross_section_A2
 
 _ALLOY = re.compile(r"[A-Z][a-z]?-[A-Z][a-z]?")
 #: Scenes are rendered in groups of this size; a group is one job of a worker.
-GROUP = 16
-#: From this many groups on, new processes earn back the seconds that it takes to start them.
-BULK = 192
+GROUP = 8
+#: From this many pixels on (margins included), processes earn back the seconds that it takes to start them.
+BULK = 100_000_000
 #: Rendered around every field and cut off again: room for scan displacement and the detector's response (px).
 MARGIN_PX = REACH_PX
 
@@ -157,15 +157,16 @@ def draw_scene(specimen: Specimen, field_A: tuple[float, float], rng: np.random.
     _gather(atoms, rng.uniform(*specimen.clustering), rng)
     relaxation = rng.uniform(*specimen.relaxation) if any(specimen.relaxation) else 0.0
     specs = [DefectSpec(kind, part, relaxation=relaxation) for kind, part in specimen.defects.items()]
-    atoms, defects = introduce_defects(atoms, specs, rng)
+    atoms, defect_xy, named = place_defects(atoms, specs, rng)
+    defect_kinds = np.array(named, dtype=object)
     if rng.random() < specimen.holes:
         hole = _hole(field_A, rng)
         atoms = atoms[~hole(atoms.positions[:, :2])]
-        defects = defects[~hole(defects[["x_A", "y_A"]].to_numpy(float))]
-    defect_xy = defects[["x_A", "y_A"]].to_numpy(float)
+        kept = ~hole(defect_xy)
+        defect_xy, defect_kinds = defect_xy[kept], defect_kinds[kept]
     columns, kinds = _intact_columns(atoms, defect_xy)
     site_x, site_y = np.concatenate([defect_xy, columns]).T
-    kinds = np.concatenate([defects["kind"].to_numpy(object), kinds])
+    kinds = np.concatenate([defect_kinds, kinds])
     x, y = atoms.positions[:, 0], atoms.positions[:, 1]
     return Scene(x, y, atoms.numbers.copy(), site_x, site_y, kinds)
 
@@ -253,7 +254,7 @@ def simulate_series(
     conditions : dict of arrays ``[n]``, optional
         Imaging conditions of each image; without them the images are noise-free.
     workers : int, optional
-        Processes; as many as cores by default.
+        Threads, or processes for many images; as many as cores by default.
 
     Returns
     -------
@@ -270,13 +271,11 @@ def simulate_series(
     job = partial(_simulate_group, specimen, optics, shape, pixel_size_A, seed)
     parts = [({k: v[a:b] for k, v in conditions.items()} if conditions else None) for a, b in groups]
     workers = min(workers or torch.get_num_threads(), len(groups))
-    if workers > 1 and len(groups) >= BULK:
-        # spawn: a forked child of a process that already runs torch's threads can hang.
-        spawn = get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-            done = list(pool.map(job, groups, parts))
-    else:
-        done = list(map(job, groups, parts))
+    bulk = workers > 1 and n * (shape[0] + 2 * MARGIN_PX) * (shape[1] + 2 * MARGIN_PX) >= BULK
+    # One thread each: sharing out an operation changes its rounding, and with it the electrons that are drawn.
+    make_pool = ProcessPoolExecutor if bulk else ThreadPoolExecutor
+    with make_pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        done = list(pool.map(job, groups, parts))
     images, clean, sites = zip(*done, strict=True)
     columns = [np.concatenate(part) for part in zip(*sites, strict=True)]
     table = pd.DataFrame(dict(zip(("index", "x_px", "y_px", "kind"), columns, strict=True)))
