@@ -250,6 +250,23 @@ def test_the_width_of_single_atoms_is_found(fwhm):
     assert spot_scale(image) == pytest.approx(fwhm, rel=0.04)
 
 
+def test_a_few_atoms_on_noise_are_enough_and_noise_alone_is_none():
+    rng = np.random.default_rng(4)
+    image = np.zeros((256, 256))
+    image[rng.integers(30, 226, 8), rng.integers(30, 226, 8)] = 1
+    image = ndimage.gaussian_filter(image, 6.0 / 2.3548)
+    assert spot_scale(image / image.max() + 0.1 * rng.normal(size=image.shape)) == pytest.approx(6.0, rel=0.1)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for noise in (
+            rng.normal(size=(256, 256)),
+            ndimage.gaussian_filter(rng.normal(size=(256, 256)), 2.0),
+            rng.poisson(0.5, (256, 256)),
+        ):
+            with pytest.raises(UserError, match="Too few spots"):
+                spot_scale(noise)
+
+
 # ---------------------------------------------------------------- the figure
 
 

@@ -157,6 +157,11 @@ MIN_TILT_DEG = 4.0
 LIMIT_SIGNIFICANCE = 9.0
 #: So many of the brightest spots give the typical one.
 SPOTS_TO_AVERAGE = 60
+#: Spots are in an image where some outshine by this factor the brightest of noise with the same spectrum; in noise, one
+#: may.
+SPOTS_OUTSHINE_NOISE = 1.2
+#: So few say nothing about their width.
+FEWEST_SPOTS = 4
 #: Structure slower than this many periods per field is background.
 _SLOW_RINGS = 3
 #: Fields of `Inspection` that need a lattice.
@@ -396,27 +401,30 @@ def spot_scale(image: np.ndarray) -> float:
     Raises
     ------
     UserError
-        The image is constant, or nothing in it looks like a spot.
+        The image is constant, or nothing in it stands out of its noise as a spot.
     """
     image = np.asarray(image, np.float64)
     if np.ptp(image) == 0:
         raise UserError("The image is constant: there are no spots in it.")
-    scales = 2 ** np.arange(0, 3.6, 0.5)
-    stack = np.stack([-(s**2) * ndimage.gaussian_laplace(image, s) for s in scales])
-    peaks = (stack == ndimage.maximum_filter(stack, (3, 5, 5))) & (stack > 0)
-    peaks[[0, -1]] = False  # the largest answer must lie inside the range of scales
-    level, row, column = np.nonzero(peaks)
-    order = np.argsort(stack[peaks])[::-1][:SPOTS_TO_AVERAGE]
-    reach = int(6 * np.median(scales[level[order]])) if len(order) else 1
+    row, column, scale, strength = _brightest_spots(image)
+    # The same amplitudes with the phases of noise: as grainy, but whatever has a place is spread over the image.
+    phases = np.exp(1j * np.angle(np.fft.rfft2(np.random.default_rng(0).standard_normal(image.shape))))
+    noise = np.fft.irfft2(np.abs(np.fft.rfft2(image - image.mean())) * phases, image.shape)
+    of_noise = _brightest_spots(noise)[3].max(initial=0.0)
+    significant = strength > of_noise
+    reach = int(6 * np.median(scale[significant])) if significant.any() else 1
     height, width = image.shape
-    inside = [k for k in order if reach <= row[k] < height - reach and reach <= column[k] < width - reach]
-    if not inside:
-        raise UserError("Nothing in the image looks like a single bright spot.")
+    within = (np.minimum(row, height - 1 - row) >= reach) & (np.minimum(column, width - 1 - column) >= reach)
+    inside = np.flatnonzero(significant & within)
+    if (strength[inside] > SPOTS_OUTSHINE_NOISE * of_noise).sum() < FEWEST_SPOTS:
+        raise UserError(
+            "Too few spots in the image stand out of its noise as single atoms would to tell how wide they are."
+        )
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     patches = [image[row[k] + y, column[k] + x] for k in inside]
     distance, mean = np.hypot(x, y).ravel(), np.median(patches, 0).ravel()
 
-    rough = float(np.median(scales[level[inside]]))
+    rough = float(np.median(scale[inside]))
     # The film's level is taken well outside, where neighbours may lie: the lower quartile does not see them.
     base = float(np.quantile(mean[(distance > 3.5 * rough) & (distance < 6 * rough)], 0.25))
 
@@ -428,3 +436,14 @@ def spot_scale(image: np.ndarray) -> float:
     limits = ([0, 0.3], [np.inf, 2 * rough])
     fitted, _ = optimize.curve_fit(gaussian, distance[near], mean[near], start, bounds=limits)
     return float(2.3548 * fitted[1])
+
+
+def _brightest_spots(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column, scale (px) and strength of the spots that answer most strongly, the strongest first."""
+    scales = 2 ** np.arange(0, 3.6, 0.5)
+    stack = np.stack([-(s**2) * ndimage.gaussian_laplace(image, s) for s in scales])
+    peaks = (stack == ndimage.maximum_filter(stack, (3, 5, 5))) & (stack > 0)
+    peaks[[0, -1]] = False  # the largest answer must lie inside the range of scales
+    order = np.argsort(stack[peaks])[::-1][:SPOTS_TO_AVERAGE]
+    level, row, column = (index[order] for index in np.nonzero(peaks))
+    return row, column, scales[level], stack[level, row, column]
