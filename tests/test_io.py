@@ -264,7 +264,9 @@ def test_hdf5_takes_images_and_leaves_tables(tmp_path, picture):
     assert images[0].metadata["title"] == "group/images"
 
 
-def test_zspy(tmp_path, picture):
+@pytest.mark.parametrize("lazy_above_bytes", [0, formats.LAZY_ABOVE_BYTES])
+def test_zspy(tmp_path, picture, monkeypatch, lazy_above_bytes):
+    monkeypatch.setattr(formats, "LAZY_ABOVE_BYTES", lazy_above_bytes)
     group = zarr.open_group(tmp_path / "a.zspy", mode="w", zarr_format=2).create_group("Experiments/image")
     group.create_array("data", data=picture)
     for i, name in enumerate("yx"):

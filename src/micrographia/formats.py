@@ -116,10 +116,11 @@ def _read_zspy(path: Path) -> list[Signal]:
     experiments: Any = zarr.open_group(path, mode="r")["Experiments"]
     signals = []
     for _, group in sorted(experiments.groups()):
-        data = group["data"]
+        stored = group["data"]
+        data = stored if stored.nbytes > LAZY_ABOVE_BYTES else stored[...]
         axes = [dict(group[f"axis-{i}"].attrs) for i in range(data.ndim)]
         metadata = dict(group["metadata"].attrs) if "metadata" in group else {}
-        signals.append(_signal_from_rsciio({"data": data[...], "axes": axes, "metadata": metadata}))
+        signals.append(_signal_from_rsciio({"data": data, "axes": axes, "metadata": metadata}))
     return signals
 
 
