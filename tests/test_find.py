@@ -73,7 +73,8 @@ def test_a_run_leaves_everything_behind(run_folder, scans, stands_in_browser):
     report = (run_folder / "report.html").read_text()
     assert "What was found" in report
     assert "vacancy-2Se" in (run_folder / "recipe.toml").read_text()
-    assert provenance(run_folder / "figures" / "comparison.png")["synthetic"] is True
+    told = provenance(run_folder / "figures" / "comparison.png")
+    assert (told["synthetic"], told["generator"]) == (True, "simulation, CycleGAN")
     previews = list(run_folder.glob("stages/translate-*/samples/*.png"))
     assert all(provenance(preview)["generator"] == "cyclegan" for preview in previews)
     assert previews

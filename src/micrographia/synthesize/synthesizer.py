@@ -258,11 +258,10 @@ class Synthesizer:
         space : "z" or "w"
             Between codes, or between styles (StyleGAN2 only).
         spherical : bool, optional
-            Along a great circle, or a straight line. None: a circle between codes, which are normal and lie near a
-            sphere; a line between styles, which do not.
+            Along a great circle, or a straight line; None: see `on_circle`.
         """
         network = self._ready(device)
-        path = spherical_path if (space == "z" if spherical is None else spherical) else linear_path
+        path = spherical_path if on_circle(space, spherical) else linear_path
         if space == "w":
             a, b = self.styles([start, end], label, device)
             return self.draw_styles(path(a, b, steps), start, truncation, device)
@@ -388,6 +387,12 @@ class Synthesizer:
             z = codes_of(list(range(4096)), network.latent).to(where)
             styles = network.mapping(z, classes_in_turn(network.classes, len(z), where))
             network.mean_style.copy_(styles.mean(dim=0))
+
+
+def on_circle(space: Literal["z", "w"], spherical: bool | None) -> bool:
+    """Whether a path follows a great circle: as wished, or (None) between codes only, which are normal and lie near a
+    sphere; styles do not."""
+    return space == "z" if spherical is None else spherical
 
 
 def _epochs(n: int, batch: int, step: int, seed: int) -> np.ndarray:

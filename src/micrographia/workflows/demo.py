@@ -283,7 +283,7 @@ def _write_report(
             f"{r.day}-comparison",
             figures.comparison_sheet(rows, pixel),
             "Images and power spectra",
-            {"generator": "simulation", "seed": r.seed},
+            {"generator": "simulation, CycleGAN", "seed": r.seed},
         )
         stacks = {k: v.images for k, v in r.sets.items() if k != "oracle"}
         stacks["experiment"] = np.stack([m.data for m in r.tests])

@@ -290,7 +290,8 @@ def write_report(
         **{k: s.images[0] for k, s in training.sets.items()},
         "experiment": first,
     }
-    made = {"generator": "simulation", "recipe": recipe.name, "seed": recipe.seed}
+    generator = "simulation, CycleGAN" if "translated" in training.sets else "simulation"
+    made = {"generator": generator, "recipe": recipe.name, "seed": recipe.seed}
     sheet = figures.comparison_sheet(rows, recipe.sampling_A)
     real.figure("comparison", sheet, "Images and their power spectra", made)
     patch = _compared_px(training, recipe)

@@ -28,7 +28,7 @@ from micrographia.synthesize.images import (
     write_samples,
 )
 from micrographia.synthesize.resolution import RESOLUTIONS
-from micrographia.synthesize.synthesizer import Synthesizer
+from micrographia.synthesize.synthesizer import Synthesizer, on_circle
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
 from micrographia.workflows.report import Report
@@ -95,17 +95,17 @@ def interpolate(
 ) -> Path:
     """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``.
 
-    `linear`: along a straight line or a great circle; None: a line between styles w, a circle between codes z.
+    `linear`: along a straight line or a great circle; None: see `on_circle`.
     """
     set_threads()
     _require_room(out)
     synthesizer, file = load_model(model)
     if synthesizer.config.network == "dcgan":
         space = "z"
-    linear = space == "w" if linear is None else linear
-    images = synthesizer.interpolate(start, end, steps, space, not linear, truncation, label, device)
+    spherical = on_circle(space, None if linear is None else not linear)
+    images = synthesizer.interpolate(start, end, steps, space, spherical, truncation, label, device)
     told = {
-        "from_seed": start, "to_seed": end, "space": space, "path": "straight" if linear else "great circle",
+        "from_seed": start, "to_seed": end, "space": space, "path": "great circle" if spherical else "straight",
         "truncation": truncation,
     }  # fmt: skip
     provenance = provenance_of(synthesizer, file, label) | told
