@@ -278,6 +278,24 @@ def test_internal_errors_are_one_line_and_exit_1(capsys, tables, monkeypatch):
         main(["evaluate", *tables, "--tolerance", "6", "--debug"])
 
 
+def test_too_little_memory_is_told_and_leaves_nothing(tmp_path):
+    words = ["simulate", "--noise-free", "--n", "8", "--size-px", "5000", "--out", str(tmp_path / "huge")]
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, resource.RLIM_INFINITY))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "micrographia", *words],
+        preexec_fn=limited,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"micrographia: error: out of memory \(.*\): work on smaller images.*\n", done.stderr)
+    assert not (tmp_path / "huge").exists()
+
+
 def test_debug_shows_where_user_errors_come_from(tables):
     for words in (["--debug", "evaluate"], ["evaluate", "--debug"]):
         with pytest.raises(UserError):

@@ -34,6 +34,13 @@ def check_ranges(where: str, settings: Any, **ranges: tuple[float, float]) -> No
             raise UserError(f"{where}.{name} = {value}: give {told}.".lstrip("."))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is what NumPy or PyTorch, on whatever device, raise when memory does not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     """Return a hint naming the valid word nearest to `wrong`, then all valid words."""
     words = sorted(valid)

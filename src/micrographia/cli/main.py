@@ -14,7 +14,7 @@ from contextlib import nullcontext, redirect_stdout
 
 from micrographia.cli import completion, journeys, looking, steps, synthesize
 from micrographia.cli.parser import Parser, command_group, speaks
-from micrographia.errors import UserError
+from micrographia.errors import UserError, is_out_of_memory
 
 
 def build_parser() -> Parser:
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, UserError):
             return _complain(f"micrographia: error: {_one_line(error)}", 2)
+        if is_out_of_memory(error):
+            mend = "work on smaller images, on fewer of them at once, or where there is more memory"
+            return _complain(f"micrographia: error: out of memory ({_one_line(error)}): {mend}.", 2)
         if isinstance(error, OSError) and error.filename:  # A locked folder, a full disk: not ours to mend.
             told = f"{error.filename}: {error.strerror}; check the path, its permissions and the free space"
             return _complain(f"micrographia: error: {told}.", 2)

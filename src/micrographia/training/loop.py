@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from micrographia.errors import UserError
+from micrographia.errors import UserError, is_out_of_memory
 from micrographia.training import distributed
 from micrographia.training.checkpoint import (
     Course,
@@ -340,9 +340,8 @@ def out_of_memory_explained(step: int) -> Iterator[None]:
     """Raise `OutOfMemory` in place of whatever the device's allocator raises in a training step."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; so is the CPU's
-        known = (MemoryError, torch.OutOfMemoryError)
-        if isinstance(error, known) or "can't allocate memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             raise OutOfMemory(
                 f"Out of memory in step {step + 1}: use a smaller batch or patch, or accumulate gradients "
                 "over several parts of the batch."
