@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,12 @@ from micrographia.io import read_images, write_image
 from micrographia.metrics.features import module_extractor
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.probe import Optics
-from micrographia.simulate.scenes import Specimen
+from micrographia.simulate.scenes import Specimen, simulate_series
 from micrographia.simulate.virtual import record
 from micrographia.workflows.find import find_defects
 from micrographia.workflows.looking import provenance
 from micrographia.workflows.recipe import built_in, load_recipe
-from micrographia.workflows.scale import ScaleRule, decide_scale, read_experiment
+from micrographia.workflows.scale import ScaleRule, decide_scale, matched, read_experiment
 
 TINY = [
     "library.images=16", "library.size_px=96", "fit.simulations=100", "fit.rounds=2", "fit.max_patches=8",
@@ -214,6 +215,34 @@ def test_patches_larger_than_the_library_are_refused_before_any_work(scans, tmp_
     assert main(words) == 2
     assert "translate.patch_px = 96 is more than library.size_px = 64" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("angles_deg", "expected"),
+    [
+        ([10, 12], (5, 17)),
+        ([58, 63], (53, 68)),  # one turns into the other beyond 60°
+        ([5, 20, 30, 45], (0, 50)),
+        ([0, 9, 18, 27, 36, 45, 54], (0, 360)),  # all around
+    ],
+)
+def test_lattices_are_simulated_as_those_measured_are_turned(angles_deg, expected):
+    specimen, optics = Specimen(defects={}, strain=0.0, holes=0.0), Optics()
+    images = []
+    for angle in angles_deg:
+        turned = replace(specimen, angle_deg=(angle, angle + 1e-6))
+        (image,), _, _ = simulate_series(turned, optics, 1, (256, 256), 0.2, 0)
+        images.append(Micrograph(image, 0.2, f"at {angle}"))
+    scaled, _ = decide_scale(images, ScaleRule("WSe2"), print)
+    low, high = matched(specimen, scaled).angle_deg
+    assert (low - expected[0]) % 60 == pytest.approx(0, abs=0.5) or (low - expected[0]) % 60 > 59.5
+    assert high - low == pytest.approx(expected[1] - expected[0], abs=0.5)
+    given = replace(specimen, angle_deg=(0.0, 90.0))
+    assert matched(given, scaled).angle_deg == (0.0, 90.0)
+    blank = Micrograph(np.random.default_rng(0).normal(size=(256, 256)), 0.2, "noise")
+    with_noise, _ = decide_scale([*images, blank], ScaleRule("WSe2"), print)
+    assert len(with_noise) == len(images) + 1
+    assert matched(specimen, with_noise).angle_deg == Specimen.angle_deg
 
 
 def test_a_calibration_far_from_the_lattice_is_doubted(scans):

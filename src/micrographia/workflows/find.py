@@ -125,6 +125,8 @@ def find_defects(
     recipe = replace(recipe, specimen=matched(recipe.specimen, scaled))
     strain = " ".join(f"{100 * e:+.1f}" for e in recipe.specimen.mean_strain)
     say(f"simulated lattices are strained like the measured ones: xx yy xy = {strain} %")
+    low, high = recipe.specimen.angle_deg
+    say(f"simulated lattices are turned to {low:.1f} to {high:.1f}°")
     training = learn(run, experiment, recipe, say)
     found: list[FindResult] = []
     by_first(lambda: found.append(_report_on(run, scaled, training, failures, recipe, say, extractor)))
@@ -160,6 +162,7 @@ def _report_on(
         "border": f"sites within {recipe.detect.radius_A} Å of an image's edge are not reported",
         "images_left_out": [[str(p), reason] for p, reason in failures],
         "mean_strain_matched": recipe.specimen.mean_strain,
+        "angle_deg_matched": recipe.specimen.angle_deg,
         "versions": versions(),
         "seed": recipe.seed,
     }

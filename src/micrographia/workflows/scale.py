@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from micrographia.errors import UserError
-from micrographia.inspect import LATTICES, Inspection, inspect_image, spot_scale
+from micrographia.inspect import LATTICES, SYMMETRY_DEG, Inspection, inspect_image, spot_scale
 from micrographia.io import read_folder
 from micrographia.micrograph import Micrograph
 from micrographia.simulate.scenes import Specimen
@@ -22,6 +22,8 @@ from micrographia.workflows.recipe import Recipe
 SURE_LATTICE = 0.5
 #: A lattice that disagrees with the file by more than this factor is taken for another lattice.
 PLAUSIBLE_RATIO = 1.6
+#: Lattices are simulated this far beyond the orientations that were measured, degrees.
+ORIENTATION_MARGIN_DEG = 5.0
 
 
 @dataclass(frozen=True)
@@ -169,18 +171,36 @@ def _decide(image: Micrograph, rule: ScaleRule) -> Scaled:
 
 
 def matched(specimen: Specimen, scaled: Sequence[Scaled]) -> Specimen:
-    """Return the specimen as these images show it: stretched and sheared as their lattices are, on average.
+    """Return the specimen as these images show it: stretched and sheared as their lattices are, and turned as they are.
 
-    The scatter between images, and in the measurement, adds to the variation that is simulated anyway.
+    The scatter of the strain between images, and in the measurement, adds to the variation that is simulated anyway.
+    Orientations are those measured and a little more, unless the recipe gives some or an image does not show its own.
     """
-    inspections = [s.inspection for s in scaled if s.inspection and s.inspection.confidence >= SURE_LATTICE]
-    tensors = np.array([i.strain for i in inspections if i.strain is not None])
+    sure = [s.inspection for s in scaled if s.inspection and s.inspection.confidence >= SURE_LATTICE]
+    if specimen.angle_deg == Specimen.angle_deg and len(sure) == len(scaled):
+        specimen = replace(specimen, angle_deg=_orientations(sure))
+    tensors = np.array([i.strain for i in sure if i.strain is not None])
     if not len(tensors):
         return specimen
     parts = np.stack([tensors[:, 0, 0], tensors[:, 1, 1], (tensors[:, 0, 1] + tensors[:, 1, 0]) / 2], axis=1)
     xx, yy, xy = (float(v) for v in np.median(parts, axis=0))
     spread = float(np.median(np.abs(parts - [xx, yy, xy]))) * 1.48
     return replace(specimen, mean_strain=(xx, yy, xy), strain=float(np.hypot(specimen.strain, spread)))
+
+
+def _orientations(inspections: Sequence[Inspection]) -> tuple[float, float]:
+    """Return the narrowest range of angles (degrees) about all lattices and second grains; all angles if it is wide."""
+    if len({i.kind for i in inspections}) > 1:
+        return Specimen.angle_deg
+    period = SYMMETRY_DEG[inspections[0].kind]
+    angles = [a for i in inspections for a in (i.angle_deg, i.second_angle_deg) if a is not None]
+    around = np.sort(np.mod(angles, period))
+    gaps = np.diff(around, append=around[0] + period)
+    last = int(gaps.argmax())  # the range begins after the widest gap
+    low, width = float(around[(last + 1) % len(around)]), period - float(gaps[last])
+    if width + 2 * ORIENTATION_MARGIN_DEG >= period:
+        return Specimen.angle_deg
+    return low - ORIENTATION_MARGIN_DEG, low + width + ORIENTATION_MARGIN_DEG
 
 
 def scale_table(scaled: Sequence[Scaled]) -> pd.DataFrame:
