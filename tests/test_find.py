@@ -239,6 +239,9 @@ def test_lattices_are_simulated_as_those_measured_are_turned(angles_deg, expecte
     assert high - low == pytest.approx(expected[1] - expected[0], abs=0.5)
     given = replace(specimen, angle_deg=(0.0, 90.0))
     assert matched(given, scaled).angle_deg == (0.0, 90.0)
+    assert matched(specimen, []).angle_deg == Specimen.angle_deg
+    oblique = [replace(s, inspection=replace(s.inspection, kind="oblique")) for s in scaled]
+    assert matched(specimen, oblique).angle_deg == Specimen.angle_deg
     blank = Micrograph(np.random.default_rng(0).normal(size=(256, 256)), 0.2, "noise")
     with_noise, _ = decide_scale([*images, blank], ScaleRule("WSe2"), print)
     assert len(with_noise) == len(images) + 1

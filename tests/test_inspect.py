@@ -250,6 +250,23 @@ def test_the_width_of_single_atoms_is_found(fwhm):
     assert spot_scale(image) == pytest.approx(fwhm, rel=0.04)
 
 
+@pytest.mark.parametrize("film", ["level", "ramp", "edge", "speck"])
+def test_atoms_are_seen_on_an_uneven_film(film):
+    rng = np.random.default_rng(5)
+    image = np.zeros((256, 256))
+    image[rng.integers(20, 236, 40), rng.integers(20, 236, 40)] = 1
+    image = ndimage.gaussian_filter(image, 6.0 / 2.3548)
+    image = image / image.max() + 0.1 * rng.normal(size=image.shape)
+    added = {
+        "ramp": np.linspace(0, 2, 256) * np.ones((256, 1)),
+        "edge": 2.0 * (np.arange(256) > 100) * np.ones((256, 1)),
+    }
+    image += added.get(film, 0.0)
+    if film == "speck":
+        image[100:103, 100:103] = 20
+    assert spot_scale(image) == pytest.approx(6.0, rel=0.15)
+
+
 def test_a_few_atoms_on_noise_are_enough_and_noise_alone_is_none():
     rng = np.random.default_rng(4)
     image = np.zeros((256, 256))

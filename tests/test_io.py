@@ -264,18 +264,23 @@ def test_hdf5_takes_images_and_leaves_tables(tmp_path, picture):
     assert images[0].metadata["title"] == "group/images"
 
 
-@pytest.mark.parametrize("lazy_above_bytes", [0, formats.LAZY_ABOVE_BYTES])
-def test_zspy(tmp_path, picture, monkeypatch, lazy_above_bytes):
-    monkeypatch.setattr(formats, "LAZY_ABOVE_BYTES", lazy_above_bytes)
-    group = zarr.open_group(tmp_path / "a.zspy", mode="w", zarr_format=2).create_group("Experiments/image")
-    group.create_array("data", data=picture)
-    for i, name in enumerate("yx"):
-        group.create_group(f"axis-{i}").attrs.update({"name": name, "scale": 0.02, "units": "nm"})
-    group.create_group("metadata").attrs.update({"General": {"title": "HAADF"}})
-    (image,) = read_images(tmp_path / "a.zspy")
-    assert image.pixel_size_A == pytest.approx(0.2)
-    assert image.metadata["title"] == "HAADF"
-    assert np.array_equal(image.data, picture)
+def test_zspy(tmp_path, picture):
+    experiments = zarr.open_group(tmp_path / "a.zspy", mode="w", zarr_format=2).create_group("Experiments")
+    for title, data in (
+        ("HAADF", picture),
+        ("4D", np.zeros((2, 2, 40, 40))),
+        ("stack", np.stack([picture] * 2)),
+    ):
+        group = experiments.create_group(title)
+        group.create_array("data", data=data)
+        for i, name in enumerate("tzyx"[-data.ndim :]):
+            group.create_group(f"axis-{i}").attrs.update({"name": name, "scale": 0.02, "units": "nm"})
+        group.create_group("metadata").attrs.update({"General": {"title": title}})
+    images = read_images(tmp_path / "a.zspy")
+    assert [image.metadata["title"] for image in images] == ["HAADF", "stack", "stack"]
+    for image in images:
+        assert image.pixel_size_A == pytest.approx(0.2)
+        assert np.array_equal(image.data, picture)
 
 
 def test_the_user_knows_the_pixel_size_better(tmp_path, picture):

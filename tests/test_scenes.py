@@ -1,5 +1,9 @@
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 
 from micrographia.errors import UserError
+from micrographia.simulate import scenes
 from micrographia.simulate.degrade import Conditions, draw_conditions, narrowed
 from micrographia.simulate.probe import Optics
 from micrographia.simulate.scenes import Specimen, draw_scene, label_maps, simulate_series
@@ -39,26 +44,49 @@ def test_an_image_does_not_depend_on_the_number_of_processes_nor_needs_a_script_
         "import numpy as np\n"
         "from micrographia.simulate import scenes\n"
         "from micrographia.simulate.probe import Optics\n"
-        "made, simulate = set(), scenes._simulate_group\n"
+        "simulate = scenes._simulate_group\n"
         "def noted(*given):\n"
-        "    return *simulate(*given), os.getpid()\n"
-        "class Pool(scenes.ProcessPoolExecutor):\n"
-        "    def map(self, job, *given):\n"
-        "        for *images, process in super().map(scenes.partial(noted, *job.args), *given):\n"
-        "            made.add(process)\n"
-        "            yield images\n"
-        "scenes.BULK, scenes.GROUP, scenes.ProcessPoolExecutor = 1, 2, Pool\n"
+        "    open('workers', 'a').write(f'{os.getpid()}\\n')\n"
+        "    return simulate(*given)\n"
+        "scenes.BULK, scenes.GROUP, scenes._simulate_group = 1, 2, noted\n"
         "images, _, sites = scenes.simulate_series(scenes.Specimen(), Optics(), 16, (48, 64), 0.2, 7, workers=2)\n"
         "np.save('images.npy', images)\n"
         "sites.to_csv('sites.csv', index=False)\n"
-        "print(len(made - {os.getpid()}))\n"
+        "print(os.getpid())\n"
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) in (1, 2)  # a process that starts slowly may find nothing left to do
+    workers = (tmp_path / "workers").read_text().split()
+    assert len(workers) == 8
+    assert done.stdout.strip() not in workers
     images, _, sites = simulate_series(Specimen(), OPTICS, 16, (48, 64), PIXEL_A, 7, workers=1)
     np.testing.assert_array_equal(images, np.load(tmp_path / "images.npy"))
     pd.testing.assert_frame_equal(sites, pd.read_csv(tmp_path / "sites.csv"), check_dtype=False)
+
+
+def test_a_worker_that_is_ended_is_told():
+    with pytest.raises(UserError, match="want of memory"):
+        scenes._shared_out(lambda *_: os._exit(1), range(4), range(4), 2, bulk=True)
+
+
+def test_an_interrupt_ends_bulk_simulation_at_once(tmp_path):
+    script = tmp_path / "bulk.py"
+    script.write_text(
+        "import sys\n"
+        "from micrographia.cli.main import main\n"
+        "from micrographia.simulate import scenes\n"
+        "scenes.BULK = 1\n"
+        "sys.exit(main(['simulate', '--n', '2000', '--size-px', '384', '--out', 'made']))\n"
+    )
+    words = [sys.executable, script]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=15)
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1].startswith("micrographia: interrupted; nothing was left half-written")
+    assert not (tmp_path / "made").exists()
 
 
 def test_an_image_does_not_depend_on_the_number_of_threads():
@@ -69,7 +97,10 @@ def test_an_image_does_not_depend_on_the_number_of_threads():
             torch.set_num_threads(threads)
             # Shared out among threads, some of these operations round otherwise.
             made.append(simulate_series(SPECIMEN, OPTICS, 9, (201, 203), PIXEL_A, 7, conditions)[0])
-            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as others:
+                assert [torch.get_num_threads(), others.submit(torch.get_num_threads).result()] == [
+                    threads
+                ] * 2
     finally:
         torch.set_num_threads(given)
     np.testing.assert_array_equal(*made)

@@ -117,7 +117,7 @@ def _read_zspy(path: Path) -> list[Signal]:
     signals = []
     for _, group in sorted(experiments.groups()):
         stored = group["data"]
-        data = stored if stored.nbytes > LAZY_ABOVE_BYTES else stored[...]
+        data = stored[...] if stored.ndim in (2, 3) else stored  # no image is not worth reading
         axes = [dict(group[f"axis-{i}"].attrs) for i in range(data.ndim)]
         metadata = dict(group["metadata"].attrs) if "metadata" in group else {}
         signals.append(_signal_from_rsciio({"data": data, "axes": axes, "metadata": metadata}))

@@ -160,6 +160,8 @@ SPOTS_TO_AVERAGE = 60
 #: Spots are in an image where some outshine by this factor the brightest of noise with the same spectrum; in noise, one
 #: may.
 SPOTS_OUTSHINE_NOISE = 1.2
+#: Whatever is coarser than this (standard deviation of a Gaussian, px) is the film's.
+FILM_PX = 16.0
 #: So few say nothing about their width.
 FEWEST_SPOTS = 4
 #: Structure slower than this many periods per field is background.
@@ -407,10 +409,7 @@ def spot_scale(image: np.ndarray) -> float:
     if np.ptp(image) == 0:
         raise UserError("The image is constant: there are no spots in it.")
     row, column, scale, strength = _brightest_spots(image)
-    # The same amplitudes with the phases of noise: as grainy, but whatever has a place is spread over the image.
-    phases = np.exp(1j * np.angle(np.fft.rfft2(np.random.default_rng(0).standard_normal(image.shape))))
-    noise = np.fft.irfft2(np.abs(np.fft.rfft2(image - image.mean())) * phases, image.shape)
-    of_noise = _brightest_spots(noise)[3].max(initial=0.0)
+    of_noise = _brightest_of_noise(image)
     significant = strength > of_noise
     reach = int(6 * np.median(scale[significant])) if significant.any() else 1
     height, width = image.shape
@@ -436,6 +435,19 @@ def spot_scale(image: np.ndarray) -> float:
     limits = ([0, 0.3], [np.inf, 2 * rough])
     fitted, _ = optimize.curve_fit(gaussian, distance[near], mean[near], start, bounds=limits)
     return float(2.3548 * fitted[1])
+
+
+def _brightest_of_noise(image: np.ndarray) -> float:
+    """Strength of the brightest spot in noise that is as grainy as the image.
+
+    The noise has the image's amplitudes and phases of its own: whatever has a place in the image is spread over it.
+    Slopes of the film and outliers would be spread, too, and are taken out before.
+    """
+    flat = image - ndimage.gaussian_filter(image, FILM_PX)
+    flat = np.clip(flat, *np.quantile(flat, [0.001, 0.999]))
+    phases = np.exp(1j * np.angle(np.fft.rfft2(np.random.default_rng(0).standard_normal(image.shape))))
+    noise = np.fft.irfft2(np.abs(np.fft.rfft2(flat)) * phases, image.shape)
+    return float(_brightest_spots(noise)[3].max(initial=0.0))
 
 
 def _brightest_spots(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,8 @@ class Specimen:
     holes: float = 0.05
     """Fraction of images in which the specimen has a hole or an edge."""
     angle_deg: tuple[float, float] = (0.0, 360.0)
-    """Range of in-plane rotations, degrees counter-clockwise as seen on the screen."""
+    """Range of in-plane rotations, degrees counter-clockwise as seen on the screen. A run whose images all show their
+    lattices takes 0 to 360 to mean: as measured; give 0 to 361 for all."""
     mean_strain: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Strain (xx, yy, xy) common to all images: a scan that stretches or shears what it sees."""
     strain: float = 0.015
@@ -254,7 +256,8 @@ def simulate_series(
     conditions : dict of arrays ``[n]``, optional
         Imaging conditions of each image; without them the images are noise-free.
     workers : int, optional
-        Threads, or processes for many images; as many as cores by default.
+        Threads, or processes for many images; as many as cores by default. Each holds eight images at once, so fewer
+        need less memory.
 
     Returns
     -------
@@ -272,14 +275,38 @@ def simulate_series(
     parts = [({k: v[a:b] for k, v in conditions.items()} if conditions else None) for a, b in groups]
     workers = min(workers or torch.get_num_threads(), len(groups))
     bulk = workers > 1 and n * (shape[0] + 2 * MARGIN_PX) * (shape[1] + 2 * MARGIN_PX) >= BULK
-    # One thread each: sharing out an operation changes its rounding, and with it the electrons that are drawn.
-    make_pool = ProcessPoolExecutor if bulk else ThreadPoolExecutor
-    with make_pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = list(pool.map(job, groups, parts))
+    done = _shared_out(job, groups, parts, workers, bulk)
     images, clean, sites = zip(*done, strict=True)
     columns = [np.concatenate(part) for part in zip(*sites, strict=True)]
     table = pd.DataFrame(dict(zip(("index", "x_px", "y_px", "kind"), columns, strict=True)))
     return np.concatenate(images), np.concatenate(clean), table
+
+
+def _shared_out(
+    job: Callable[..., Any], groups: Sequence[Any], parts: Sequence[Any], workers: int, bulk: bool
+) -> list[Any]:
+    """Do `job` for every group, in processes (`bulk`) or threads.
+
+    PyTorch gets one thread each: sharing out an operation changes its rounding, and with it the electrons that are drawn.
+    """
+    single: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    if not bulk:
+        given = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(workers, **single) as pool:
+                return list(pool.map(job, groups, parts))
+        finally:
+            torch.set_num_threads(given)  # or threads that others start later would have one, too
+    processes = ProcessPoolExecutor(workers, **single)
+    try:
+        futures = [processes.submit(job, *given) for given in zip(groups, parts, strict=True)]
+        return [future.result() for future in futures]
+    except BrokenExecutor as error:
+        raise UserError(
+            "A process that simulates was ended, probably for want of memory: simulate fewer or smaller images at once."
+        ) from error
+    finally:
+        processes.shutdown(kill_workers=True)  # an interrupt must not wait for what is queued
 
 
 def _simulate_group(

@@ -177,7 +177,7 @@ def matched(specimen: Specimen, scaled: Sequence[Scaled]) -> Specimen:
     Orientations are those measured and a little more, unless the recipe gives some or an image does not show its own.
     """
     sure = [s.inspection for s in scaled if s.inspection and s.inspection.confidence >= SURE_LATTICE]
-    if specimen.angle_deg == Specimen.angle_deg and len(sure) == len(scaled):
+    if sure and specimen.angle_deg == Specimen.angle_deg and len(sure) == len(scaled):
         specimen = replace(specimen, angle_deg=_orientations(sure))
     tensors = np.array([i.strain for i in sure if i.strain is not None])
     if not len(tensors):
@@ -189,8 +189,13 @@ def matched(specimen: Specimen, scaled: Sequence[Scaled]) -> Specimen:
 
 
 def _orientations(inspections: Sequence[Inspection]) -> tuple[float, float]:
-    """Return the narrowest range of angles (degrees) about all lattices and second grains; all angles if it is wide."""
-    if len({i.kind for i in inspections}) > 1:
+    """Return the narrowest range of angles (degrees) about all lattices and second grains; all angles if it is wide.
+
+    Lattices of two kinds, or oblique ones, whose first vector may be any, are not compared. A dichalcogenide is itself
+    only after 120°, its lattice after 60°: training patches take half turns, too, which are the other 60°.
+    """
+    kinds = {i.kind for i in inspections}
+    if len(kinds) > 1 or "oblique" in kinds:
         return Specimen.angle_deg
     period = SYMMETRY_DEG[inspections[0].kind]
     angles = [a for i in inspections for a in (i.angle_deg, i.second_angle_deg) if a is not None]
