@@ -98,7 +98,7 @@ def throughput() -> str:
         rows.append([n, "128²", f"{1e3 * t['cpu'] / n:.1f}", f"{n / t['cpu']:.0f}"])
     return (
         "## Bulk generation\n\nRandom crystals with defects, built, rendered noise-free and labelled; one "
-        "process (every core runs one).\n\n"
+        "thread (every core runs one).\n\n"
         + table(["images", "pixels", "CPU ms per image", "images per CPU s"], rows)
     )
 
