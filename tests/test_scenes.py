@@ -1,8 +1,8 @@
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -37,6 +37,14 @@ def test_an_image_does_not_depend_on_how_many_follow(noisy):
     pd.testing.assert_frame_equal(few[2], many[2][many[2]["index"] < 3].reset_index(drop=True))
 
 
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_an_image_does_not_depend_on_the_number_of_processes_nor_needs_a_script_a_main_guard(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
@@ -59,6 +67,7 @@ def test_an_image_does_not_depend_on_the_number_of_processes_nor_needs_a_script_
     workers = (tmp_path / "workers").read_text().split()
     assert len(workers) == 8
     assert done.stdout.strip() not in workers
+    assert not [pid for pid in set(workers) if _alive(int(pid))]
     images, _, sites = simulate_series(Specimen(), OPTICS, 16, (48, 64), PIXEL_A, 7, workers=1)
     np.testing.assert_array_equal(images, np.load(tmp_path / "images.npy"))
     pd.testing.assert_frame_equal(sites, pd.read_csv(tmp_path / "sites.csv"), check_dtype=False)
@@ -72,21 +81,27 @@ def test_a_worker_that_is_ended_is_told():
 def test_an_interrupt_ends_bulk_simulation_at_once(tmp_path):
     script = tmp_path / "bulk.py"
     script.write_text(
+        "import os\n"
         "import sys\n"
         "from micrographia.cli.main import main\n"
         "from micrographia.simulate import scenes\n"
-        "scenes.BULK = 1\n"
+        "simulate = scenes._simulate_group\n"
+        "def noted(*given):\n"
+        "    open('workers', 'a').write(f'{os.getpid()}\\n')\n"
+        "    return simulate(*given)\n"
+        "scenes.BULK, scenes._simulate_group = 1, noted\n"
         "sys.exit(main(['simulate', '--n', '2000', '--size-px', '384', '--out', 'made']))\n"
     )
-    words = [sys.executable, script]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
+    process = subprocess.Popen([sys.executable, script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    at_work, deadline = tmp_path / "workers", time.monotonic() + 60
+    while not at_work.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=15)
     assert process.returncode == 130, told
     assert told.splitlines()[-1].startswith("micrographia: interrupted; nothing was left half-written")
     assert not (tmp_path / "made").exists()
+    assert not [pid for pid in set(at_work.read_text().split()) if _alive(int(pid))]
 
 
 def test_an_image_does_not_depend_on_the_number_of_threads():
