@@ -89,8 +89,7 @@ def steps_in(config: GanConfig, minutes: float) -> int:
     Measured on a short training, whose augmentation is as frequent as it may become. A tenth of the time is left, for
     what else the machine may do meanwhile.
     """
-    augment = replace(config.augment, p=0.8) if config.augment.acts else config.augment
-    pilot = replace(config, steps=48, evaluate_every=48, augment=augment)
+    pilot = replace(config, steps=48, evaluate_every=48, augment=config.augment.at_most)
     images = training_set(field_microstructures(64, seed=100))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()

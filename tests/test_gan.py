@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional as F
 
 from micrographia.errors import UserError
-from micrographia.synthesize.augment import AugmentConfig, augment
-from micrographia.synthesize.gan import GAN, GanConfig
+from micrographia.synthesize.augment import AugmentConfig, apply_transforms, augment, draw_transforms
+from micrographia.synthesize.gan import GAN, GanConfig, _Draws
 from micrographia.synthesize.images import TrainingSet, Window
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.loop import OutOfMemory, TrainingDiverged
@@ -104,6 +105,83 @@ def test_relativistic_losses_start_at_their_balance() -> None:
     assert {"critic", "generator", "r1"} <= set(first)
 
 
+def as_the_papers_write_it(model: GAN, real: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses of the next step of StyleGAN2's networks, each of the whole batch and from the same draws."""
+    config, generator, critic = model.config, model.networks["generator"], model.networks["critic"]
+    draw = _Draws(model.seed, step, len(real), real.device)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(len(real), *shape, generator=draw.generator)
+
+    codes = normal(generator.latent)
+    noise = [normal(1, *shape) for shape in generator.noise_shapes()]
+    others = normal(generator.latent)
+    change = torch.randint(generator.style_count - 1, (len(real),), generator=draw.generator) + 1
+    mixed = torch.rand(len(real), generator=draw.generator) < config.mixing
+    w, v = generator.mapping(codes, None), generator.mapping(others, None)
+    styles = torch.stack(
+        [torch.where((mixed & (change <= k))[:, None], v, w) for k in range(generator.style_count)], dim=1
+    )
+    fake = generator.synthesise(styles, noise)
+
+    def transformation():
+        p, shape = model.probability.p, tuple(real.shape[1:])
+        drawn = draw_transforms(len(real), shape, p, config.augment, draw.generator) if p else None
+        return lambda images: images if drawn is None else apply_transforms(images, drawn)
+
+    pairs = config.loss == "relativistic"
+    through = transformation()
+    on_real = critic(transformation()(real)) if pairs else 0.0
+    generators = F.softplus(on_real - critic(through(fake))).mean()
+    if config.path_length:
+        path = (fake * normal(*real.shape[1:])).sum(dim=(1, 2, 3)) / np.sqrt(real[0, 0].numel())
+        (slopes,) = torch.autograd.grad(path.sum(), styles, create_graph=True)
+        lengths = slopes[::2].square().sum(dim=2).mean(dim=1).sqrt()
+        generators = (
+            generators + config.path_length * config.path_every * ((lengths - model.path_length) ** 2).mean()
+        )
+
+    shown_real, shown_fake = transformation(), transformation()
+    x, y = real.clone().requires_grad_(), fake.detach().requires_grad_()
+    on_real, on_fake = critic(shown_real(x)), critic(shown_fake(y))
+    if pairs:
+        critics = F.softplus(on_fake - on_real).mean()
+    else:
+        critics = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+    for images, verdicts in [(x, on_real), (y, on_fake)][: 2 if pairs else 1]:
+        (slopes,) = torch.autograd.grad(verdicts.sum(), images, create_graph=True)
+        penalty = slopes.square().sum(dim=(1, 2, 3)).mean()
+        critics = critics + config.r1_every * config.r1 / 2 * penalty
+    return generators, critics
+
+
+@pytest.mark.parametrize("p", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "change", [{}, {"loss": "relativistic", "r1_every": 1, "path_length": 0.0}], ids=["stylegan2", "r3gan"]
+)
+def test_a_step_learns_from_the_losses_as_the_papers_write_them(change: dict, p: float) -> None:
+    config = replace(SMALL, **change, r1=3.0, variety=0.0, mixing=0.7, augment=AugmentConfig(p=p, target=0.0))
+    model = GAN(config, 1, 0, (16, 16), 3)
+    model.path_length = torch.tensor(0.5)
+    real = blobs().batch(slice(0, 8))
+    model.networks["critic"].judge.weight.data *= 30  # a critic with an opinion
+    expected = {}
+    for name, loss in zip(("generator", "critic"), as_the_papers_write_it(model, real, 4), strict=True):
+        own = model.networks[name].named_parameters()
+        named = {k: v for k, v in own if not (k == "judge.bias" and config.loss == "relativistic")}
+        gradients = torch.autograd.grad(loss, list(named.values()), retain_graph=True)
+        expected[name] = dict(zip(named, gradients, strict=True))
+    model.training_step((real, torch.zeros(8, dtype=torch.int64)), 4, torch.Generator())
+    for name, gradients in expected.items():
+        found = dict(model.networks[name].named_parameters())
+        for key, gradient in gradients.items():
+            scale = float(gradient.abs().max())
+            assert scale > 0, key
+            torch.testing.assert_close(
+                found[key].grad, gradient, rtol=1e-3, atol=1e-3 * scale, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
 @pytest.mark.parametrize("network", ["stylegan2", "dcgan"])
 @pytest.mark.parametrize("loss", ["logistic", "relativistic"])
 def test_every_weight_learns(network: str, loss: str) -> None:
@@ -180,20 +258,37 @@ def share_turned(images: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_augmentation_does_not_leak_into_the_samples(tmp_path: Path) -> None:
-    """The critic sees a third of the images turned; a generator that is trained on such images draws them so."""
+@pytest.mark.parametrize("p", [0.3, 0.7])
+def test_augmentation_does_not_leak_into_the_samples(
+    p: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The critic sees many images turned; a generator that is trained on such images draws them so."""
     data = lit_from_above(2048)
-    seen = augment(data.batch(slice(None)), 0.3, AugmentConfig(), torch.Generator().manual_seed(0))
-    turned = replace(data, images=(127.5 * (seen.clamp(-1, 1) + 1)).round().byte().numpy())
-    assert share_turned(seen.numpy()) > 0.3
-    drawn = {}
-    for name, images, p in (("augmented", data, 0.3), ("trained on turned images", turned, 0.0)):
-        config = replace(LEARNING, steps=300, evaluate_every=100, augment=AugmentConfig(p=p, target=0.0))
-        model = Synthesizer(config)
+    config = AugmentConfig(p=p, target=0.0)
+    turned = augment(data.batch(slice(None)), p, config, torch.Generator().manual_seed(0))
+    turned_data = replace(data, images=(127.5 * (turned.clamp(-1, 1) + 1)).round().byte().numpy())
+    usual = GAN._judge
+    seen: list[np.ndarray] = []
+
+    def judge(self, images, classes, sets):
+        seen.append(images.detach().numpy())
+        return usual(self, images, classes, sets)
+
+    monkeypatch.setattr(GAN, "_judge", judge)
+    shown, drawn = {}, {}
+    augmented, on_turned = "augmented", "trained on turned images"
+    for name, images, own in ((augmented, data, p), (on_turned, turned_data, 0.0)):
+        seen.clear()
+        model = Synthesizer(replace(LEARNING, steps=300, evaluate_every=100, augment=replace(config, p=own)))
         model.fit(images, tmp_path / name)
-        drawn[name] = share_turned(model.sample(range(400)))
-    assert drawn["augmented"] < 0.02
-    assert drawn["trained on turned images"] > 0.2
+        shown[name], drawn[name] = (
+            share_turned(np.concatenate(seen[-60:])),
+            share_turned(model.sample(range(400))),
+        )
+    print(p, share_turned(turned.numpy()), shown, drawn)
+    assert min(shown.values()) > 0.2, "both critics saw images turned"
+    assert drawn[augmented] < 0.02
+    assert drawn[on_turned] > 0.2
 
 
 def test_samples_are_functions_of_their_seeds_and_survive_saving(tmp_path: Path) -> None:
@@ -204,8 +299,14 @@ def test_samples_are_functions_of_their_seeds_and_survive_saving(tmp_path: Path)
     again = Synthesizer.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(model.sample([5, 9]), again.sample([5, 9]))
     assert again.window == model.window
-    mean = again.draw_styles(again.styles([1, 2]), truncation=0.0)
+    styles = again.styles(range(4096))
+    torch.testing.assert_close(again.generator.mean_style, styles.mean(dim=0), atol=1e-5, rtol=0)
+    mean = again.draw_styles(styles[:2], truncation=0.0)
     np.testing.assert_allclose(mean[0], mean[1], atol=1e-5)
+    # A truncated sample is the same noise on the way to the mean style.
+    half = again.generator.mean_style + 0.5 * (styles[5:6] - again.generator.mean_style)
+    np.testing.assert_allclose(again.sample([5], 0.5), again.draw_styles(half, noise_seed=5), atol=1e-5)
+    assert np.abs(again.sample([5], 0.5) - again.sample([5])).max() > 1e-3
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged or not a model"):
         Synthesizer.load(tmp_path / "broken.safetensors")
@@ -216,6 +317,13 @@ def test_classes_are_drawn_when_asked_for(tmp_path: Path) -> None:
     model.fit(blobs(256, classes=2), tmp_path)
     bright, dark = (model.sample(range(16), label=name).mean() for name in ("bright", "dark"))
     assert bright > dark + 0.05
+    for k, name in enumerate(model.classes):  # which truncation keeps
+        mean = model.styles(range(4096), name).mean(dim=0)[None]
+        torch.testing.assert_close(model.generator.mean_style[k][None], mean, atol=0.05, rtol=0)
+        of_class = model.draw_styles(model.generator.mean_style[k][None], 1)
+        np.testing.assert_allclose(model.sample([1], 0.0, name), of_class, atol=1e-5)
+        path = model.interpolate(1, 2, 2, "w", truncation=0.0, label=name)
+        np.testing.assert_allclose(path, np.concatenate([of_class] * 2), atol=1e-5)
     with pytest.raises(UserError, match="one of bright, dark"):
         model.sample([0])
     with pytest.raises(UserError, match="one of bright, dark"):
@@ -303,8 +411,6 @@ def test_two_processes_train_as_one_with_their_joint_batch(tmp_path: Path) -> No
 
 def test_another_seed_draws_other_numbers() -> None:
     # The CPU's generator takes 32 bits of its seed: whatever is composed of seed and step must be hashed first.
-    from micrographia.synthesize.gan import _Draws
-
     device = torch.device("cpu")
     one, other, again = (_Draws(seed, 3, 4, device).normal(8) for seed in (0, 1, 0))
     assert torch.equal(one, again)
@@ -360,6 +466,22 @@ def test_out_of_memory_says_which_batch_fits(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(GAN, "training_step", step)
     with pytest.raises(OutOfMemory, match=r"batch of 32 .*gan.batch = 8, which fits"):
         Synthesizer(replace(SMALL, batch=32)).fit(blobs(), tmp_path)
+
+
+def test_what_fits_is_tried_with_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = GAN.training_step
+    tried = []
+
+    def step(self, batch, number, generator):
+        tried.append((len(batch[0]), self.probability.p))
+        if len(batch[0]) * (1 + self.probability.p) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return usual(self, batch, number, generator)
+
+    monkeypatch.setattr(GAN, "training_step", step)
+    with pytest.raises(OutOfMemory, match=r"gan\.batch = 4, which fits"):
+        Synthesizer(replace(SMALL, batch=16, augment=AugmentConfig())).fit(blobs(), tmp_path)
+    assert tried == [(16, 0.0), (8, 0.8), (4, 0.8)]
 
 
 @pytest.mark.parametrize(

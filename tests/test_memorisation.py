@@ -71,6 +71,17 @@ def test_the_score_is_the_share_of_copies():
     assert result.numbers()["memorisation_n_held_out"] == 40
 
 
+def test_real_images_that_were_trained_on_hide_no_copies():
+    copies = noisy(TRAINING[:20])
+    some = memorisation(copies, TRAINING, np.concatenate([HELD_OUT, TRAINING[:5]]))
+    assert (some.score, some.known, len(some.reference.index)) == (1, 5, 40)
+    none_else = memorisation(copies, TRAINING, TRAINING.copy())
+    assert (none_else.score, none_else.known) == (1, 80)
+    twice = memorisation(copies, np.concatenate([TRAINING, TRAINING[:3]]))  # a folder that holds some twice
+    assert (twice.score, twice.known) == (1, 0)
+    assert twice.threshold == memorisation(copies, TRAINING).threshold
+
+
 def test_exact_copies_have_similarity_one_and_are_turned_back():
     turned = np.stack([np.rot90(x, k) for k, x in enumerate(TRAINING[:4])])
     turned = np.concatenate([turned, turned[:, ::-1]])
@@ -117,5 +128,7 @@ def test_bad_input():
         memorisation(TRAINING[:9], TRAINING, HELD_OUT[:7])
     with pytest.raises(UserError, match="training images without"):
         memorisation(TRAINING[:9], TRAINING[:5])
+    with pytest.raises(UserError, match="are one"):
+        memorisation(TRAINING[:9], TRAINING[:1].repeat(9, 0))
     with pytest.raises(UserError, match="NaN"):
         memorisation(np.where(TRAINING > 1.3, np.nan, TRAINING), TRAINING, HELD_OUT)

@@ -122,6 +122,20 @@ def test_truncation_moves_to_the_mean_style() -> None:
     torch.testing.assert_close(generator.truncated(w, 0.0), torch.arange(8.0).expand(3, 8))
 
 
+def test_truncation_keeps_the_class() -> None:
+    generator = StyleGenerator(16, latent=8, width=4, widest=16, classes=2)
+    generator.mean_style.copy_(torch.stack([torch.zeros(8), torch.ones(8)]))
+    w, labels = torch.randn(3, 8), torch.tensor([0, 1, 1])
+    torch.testing.assert_close(generator.truncated(w, 0.0, labels)[:, 0], torch.tensor([0.0, 1, 1]))
+    layered = w[:, None].expand(-1, generator.style_count, -1)
+    torch.testing.assert_close(
+        generator.truncated(layered, 0.3, labels)[:, 2], generator.truncated(w, 0.3, labels)
+    )
+    torch.testing.assert_close(
+        generator.truncated(w, 0.0), torch.full((3, 8), 0.5)
+    )  # of no class in particular
+
+
 def test_deviation_within_groups() -> None:
     x = torch.zeros(8, 2, 3, 3)
     x[:4] = torch.arange(4.0)[:, None, None, None]
@@ -131,6 +145,18 @@ def test_deviation_within_groups() -> None:
     assert float(found[4:].max()) < 1e-3  # the others are alike
     whole = torch.randn(8, 2, 4, 4)
     torch.testing.assert_close(group_deviation(whole)[:4], group_deviation(whole[:4]))
+
+
+def test_a_verdict_hangs_on_the_group_and_on_no_other_image() -> None:
+    torch.manual_seed(0)
+    critic = StyleDiscriminator(16, latent=8, width=4, widest=16).eval()
+    alike, varied = torch.randn(1, 1, 16, 16).expand(4, -1, -1, -1), torch.randn(4, 1, 16, 16)
+    varied[0] = alike[0]
+    among_alike, among_varied = critic(alike)[0], critic(varied)[0]
+    assert float((among_alike - among_varied).detach().abs()) > 1e-3
+    torch.testing.assert_close(
+        critic(torch.cat([varied, alike]))[[0, 4]], torch.stack([among_varied, among_alike])
+    )
 
 
 def test_spread_tells_layouts_apart_not_noise() -> None:

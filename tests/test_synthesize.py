@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
 from micrographia.cli.main import main
@@ -115,6 +116,15 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     for figure in ("sheets", "microstructure", "neighbours", "paths", "training", "looks"):
         assert (out / "figures" / f"{figure}.png").stat().st_size > 2000, figure
     assert load_model(out / "model.safetensors", "synthesizer")[1]["channels"] == 1
+
+
+def test_a_sample_names_its_model(fitted, tmp_path, capsys):
+    assert main(["synthesize", "sample", str(fitted[0]), "--out", str(tmp_path / "new")]) == 0
+    told = read_provenance(tmp_path / "new" / "seed-0000.png")
+    assert told["model"] == "run/model.safetensors"
+    capsys.readouterr()
+    assert main(["provenance", str(fitted[0] / "model.safetensors")]) == 0
+    assert f'"{told["weights"]}"' in capsys.readouterr().out
 
 
 def test_every_picture_of_generated_images_says_so(fitted, steel, tmp_path, capsys):
@@ -240,6 +250,42 @@ def test_evaluate_models_and_folders(steel, fitted, tmp_path, capsys):
     assert (tmp_path / "e" / "report.html").exists()
 
 
+def test_evaluate_on_the_training_images_says_so_and_finds_copies(steel, fitted, tmp_path, capsys):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for path in sorted(steel.glob("*.png"))[:12]:
+        (copies / path.name).write_bytes(path.read_bytes())
+    words = ["synthesize", "evaluate", str(copies), "--real", str(steel), "--training", str(steel)]
+    assert main([*words, "--out", str(tmp_path / "e"), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["memorisation_score"] == 1
+    assert "60 of 60 real images are training images" in told.err
+    assert "are training images themselves" in (tmp_path / "e" / "report.html").read_text("utf-8")
+    # Of a folder that is larger than what is judged, some from everywhere.
+    from micrographia.workflows.synthesize_recipe import JudgeConfig
+    from micrographia.workflows.synthesize_steps import evaluate
+
+    few = evaluate(steel, [steel], None, config=JudgeConfig(samples=16, bootstrap=10))
+    assert few.numbers["n_other"] == 16
+
+
+def test_16_bit_colours_become_tiff(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for k in range(24):
+        levels = rng.integers(0, 65536, (16, 16, 3)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"{k}.tif", levels, photometric="rgb")
+    out = tmp_path / "run"
+    words = ["synthesize", "fit", str(tmp_path / "*.tif"), "--resolution", "16", "--out", str(out)]
+    assert main([*words, *changes("images.channels=3", "gan.steps=4", "judge.phases=false")]) == 0
+    assert read_stored(next((out / "samples").glob("*.tif")), colours=True)[0].data.dtype == np.uint16
+    assert "Of colours the mean is judged" in (out / "report.html").read_text("utf-8")
+    assert main(["synthesize", "sample", str(out), "--out", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "seed-0000.tif").is_file()
+    words = ["synthesize", "project", str(out), str(tmp_path / "0.tif"), "--steps", "2"]
+    assert main([*words, "--out", str(tmp_path / "p")]) == 0
+    assert (tmp_path / "p" / "projected.tif").is_file()
+
+
 def test_classes_by_folder(steel, tmp_path, capsys):
     folder = tmp_path / "both"
     for name, kind in (("field", "field"), ("grains", "grains")):
@@ -315,6 +361,7 @@ def test_dcgan_by_recipe(steel, tmp_path):
         (["fit", "STEEL", "--resolution", "48"], "power of two"),
         (["fit", "STEEL", "--resolution", "64"], "smaller than 64 x 64"),
         (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=64"], "fewer than a batch of 64"),
+        (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=56"], "Of 60 images 12 are held out"),
         (["fit", "STEEL", "--recipe", "wse2"], "a recipe to find"),
         (["fit", "STEEL", "--set", f"seed={2**64}"], f"seed = {2**64}: give 0 to 1e+18"),
         (["fit", "STEEL", "--seed", str(2**64)], "must be at most 1e+18"),
@@ -388,6 +435,77 @@ def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path)
         assert not taken & {
             (n, *c) for n, c in zip(training.names, training.corners_px.tolist(), strict=True)
         }
+
+
+def test_frames_of_a_file_are_held_out_together(tmp_path):
+    from micrographia.synthesize.images import read_training_set
+    from micrographia.workflows.recipe import load_recipe
+    from micrographia.workflows.synthesize import _divided
+
+    rng = np.random.default_rng(0)
+    for k in range(10):
+        frames = rng.integers(0, 256, (1, 32, 32)) + rng.integers(-9, 10, (6, 32, 32))
+        tifffile.imwrite(tmp_path / f"movie-{k}.tif", frames.clip(0, 255).astype(np.uint8))
+    recipe = load_recipe("stylegan2-ada")
+
+    def movies(images) -> set[str]:
+        return {name.partition("#")[0] for name in images.names}
+
+    for files, resolution in ((10, 32), (4, 32), (4, 16)):
+        some = sorted(tmp_path.glob("*.tif"))[:files]
+        training, real, held_out = _divided(read_training_set(some, resolution), recipe)
+        assert held_out == ((files, resolution) != (4, 32)), "one of four movies is too few to judge by"
+        if files == 10:
+            assert len(movies(real)) == 2
+            assert not movies(real) & movies(training)
+        elif held_out:  # places, of all frames
+            sides = [
+                {(n[:11], *c) for n, c in zip(t.names, t.corners_px.tolist(), strict=True)}
+                for t in (training, real)
+            ]
+            assert not sides[0] & sides[1]
+            assert len(training) + len(real) == 4 * 4 * 6
+
+
+def test_an_image_under_two_names_is_never_on_both_sides(steel, tmp_path):
+    from micrographia.errors import UserError
+    from micrographia.metrics.memorisation import pixel_keys
+    from micrographia.synthesize.images import read_training_set
+    from micrographia.workflows.recipe import load_recipe
+    from micrographia.workflows.synthesize import _divided
+
+    for path in steel.glob("*.png"):
+        for copy in range(2):
+            (tmp_path / f"{path.stem}-{copy}.png").write_bytes(path.read_bytes())
+    training, real, held_out = _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))
+    assert not held_out or not set(pixel_keys(training.images)) & set(pixel_keys(real.images))
+    one = tmp_path / "one"
+    one.mkdir()
+    for k in range(12):
+        (one / f"{k}.png").write_bytes((steel / "field-00.png").read_bytes())
+    with pytest.raises(UserError, match=r"All 12 images are the same, pixel by pixel \(0\.png, 11\.png\)"):
+        _divided(read_training_set(one, 32), load_recipe("stylegan2-ada"))
+
+
+def test_what_was_left_out_is_on_record_before_the_training(steel, tmp_path, monkeypatch):
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    monkeypatch.setattr(Synthesizer, "fit", stopped)
+    out = tmp_path / "run"
+    words = [
+        "synthesize",
+        "fit",
+        str(steel),
+        str(tmp_path / "broken.png"),
+        "--resolution",
+        "32",
+        "--out",
+        str(out),
+    ]
+    assert main([*words, *changes()]) == 130
+    assert "broken.png" in json.loads((out / "left_out.json").read_text())[0][0]
 
 
 def test_full_disk_leaves_nothing_half_written(fitted, tmp_path, monkeypatch, capsys):

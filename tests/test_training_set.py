@@ -208,6 +208,8 @@ def test_bad_files_among_good_ones_are_left_out_and_listed(tmp_path):
     content = (tmp_path / "a-truncated.png").read_bytes()
     (tmp_path / "a-truncated.png").write_bytes(content[: len(content) // 2])
     save(tmp_path / "b-nan.tif", np.where(np.eye(64) > 0, np.nan, grains(1, dtype="float32")))
+    sentinels = np.where(np.eye(64) > 0, 1e300, grains(1, dtype="float32").astype(np.float64))
+    tifffile.imwrite(tmp_path / "b-sentinel.tif", sentinels)
     save(tmp_path / "c-constant.tif", np.ones((64, 64), np.float32))
     save(tmp_path / "d-small.tif", grains(1, (64, 40), "float32"))
     save(tmp_path / "e-colour.png", grains(0, (64, 64, 3)))
@@ -215,7 +217,8 @@ def test_bad_files_among_good_ones_are_left_out_and_listed(tmp_path):
     said = []
     found = read_training_set(tmp_path, 64, say=said.append)
     assert len(found) == 4
-    reasons = {path.name[0]: reason for path, reason in found.failures}
+    assert any("b-sentinel.tif: 64 of 4096 pixels are" in reason for _, reason in found.failures)
+    reasons = {p.name[0]: reason for p, reason in found.failures if "sentinel" not in p.name}
     assert reasons.keys() == set("abcdef")
     for letter, expected in zip(
         "abcdef",
@@ -232,7 +235,7 @@ def test_bad_files_among_good_ones_are_left_out_and_listed(tmp_path):
         assert expected in reasons[letter]
         assert f"{letter}-" in reasons[letter], "the file is named"
     assert said[5:] == [
-        "left out: 1 more",
+        "left out: 2 more",
         "note: 1 images are smaller than 64 x 64 px and were left out; all would fit 32 px.",
     ]
 
@@ -341,15 +344,16 @@ def test_samples_return_to_the_originals(tmp_path, suffix, dtype, channels):
     scaled = window.scale(torch.from_numpy(originals.astype(np.float32)))
     if suffix == ".png" and channels == 3 and dtype != "uint8":
         with pytest.raises(UserError, match=r"cannot hold uint16 in colours as it is; choose \.tif"):
-            write_samples(tmp_path, scaled, window, {}, suffix=suffix)
-        return
+            write_samples(tmp_path / "one.png", scaled[:1], window, {})
     paths = write_samples(
         tmp_path, scaled, window, {"model": "none"}, each=[{"class": c} for c in "ab"], suffix=suffix
     )
     assert [read_provenance(p)["class"] for p in paths] == ["a", "b"]
+    as_png = suffix == ".png" and (channels == 1 or dtype == "uint8")
+    assert paths[1].suffix == (".png" if as_png else ".tif")
     (stored,) = read_stored(paths[1], colours=channels == 3)
     pixels = np.moveaxis(np.atleast_3d(stored.data), -1, 0).astype(np.float64)
-    if suffix == ".png" and dtype == "float32":
+    if as_png and dtype == "float32":
         levels = read_provenance(paths[1])["grey_levels"]
         pixels = levels["0"] + pixels / 65535 * (levels["65535"] - levels["0"])
     else:

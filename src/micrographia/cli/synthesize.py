@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), end="\n\n")
         for warning in found.numbers["warnings"]:
             teller(arguments)(f"warning: {warning}")
-    if arguments.out is not None:
-        print(arguments.out / "report.html")
+    if arguments.out is not None:  # not among the JSON
+        print(arguments.out / "report.html", file=sys.stderr if arguments.json else sys.stdout)
 
 
 def run_microstructures(arguments: argparse.Namespace) -> None:

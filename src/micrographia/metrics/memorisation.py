@@ -53,7 +53,9 @@ class Memorisation:
     """The similarity above which an image counts."""
     generated: Neighbours
     reference: Neighbours
-    """Of the held-out real images."""
+    """Of the held-out real images; of the training images, each with all others, where there are none."""
+    known: int = 0
+    """Images held out in name only: they are among the training images, and no reference."""
 
     def numbers(self) -> dict[str, float]:
         """Plain numbers for a file of metrics."""
@@ -65,6 +67,7 @@ class Memorisation:
             "memorisation_similarity_held_out": float(np.median(self.reference.similarity)),
             "memorisation_n_generated": float(len(self.generated.index)),
             "memorisation_n_held_out": float(len(self.reference.index)),
+            "memorisation_n_known": float(self.known),
         }
 
     def closest(self, n: int = 6) -> np.ndarray:
@@ -83,7 +86,8 @@ def memorisation(
         Of one size.
     held_out : array, ``[K, H, W]``, optional
         Real images that were not trained on; not from the same fields of view, or they are neighbours of
-        training images themselves. Without, each training image is compared with all others instead.
+        training images themselves. Those that are training images are left out. Without (and if no 8 are left), each
+        training image is compared with all others instead.
     seed : int
         Of the choice among more than `MOST_PAIRS` / M images of a set; training images are never left out.
 
@@ -97,7 +101,7 @@ def memorisation(
     Raises
     ------
     UserError
-        Images of different size, or fewer than 8 held-out (without them: training) images.
+        Images of different size, fewer than 8 held-out (without them: training) images, or all of them the same.
 
     Notes
     -----
@@ -107,7 +111,7 @@ def memorisation(
     their spectrum is half whitened, that is, divided by the fourth root of the mean power spectrum of the
     training images: of two-phase images with a few grains each, many are alike in their longest waves.
     Candidates are found at 16 x 16 px. The mean and the contrast of an image do not matter. Training images
-    that resemble each other (twins, overlapping patches) hide copies only without held-out images.
+    that resemble each other (noisy twins, overlapping patches) hide copies only without held-out images.
     """
     training = check_images(training)
     generated = check_images(generated)
@@ -120,13 +124,22 @@ def memorisation(
     if len(others) < 8:
         what = "training images without held-out ones" if held_out is None else "held-out images"
         raise UserError(f"A reference for copies needs at least 8 {what}, got {len(others)}.")
-    reference = nearest_images(others, training, seed, leave_out_itself=held_out is None)
+    keys = pixel_keys(training)
+    strange = np.array([held_out is not None and key not in keys for key in pixel_keys(others)])
+    if strange.sum() >= 8:
+        reference = nearest_images(others[strange], training, seed)
+    else:
+        distinct = training[np.sort(np.unique(keys, return_index=True)[1])]
+        if len(distinct) < 2:
+            raise UserError("All training images are one: there is nothing to compare copies with.")
+        reference = nearest_images(distinct, distinct, seed, leave_out_itself=True)
+    known = 0 if held_out is None else int((~strange).sum())
     found = nearest_images(generated, training, seed)
     n = len(reference.index)
     rank = max(1, int(NEAREST_SHARE * n))
     threshold = float(np.sort(reference.similarity)[-rank])
     score = float((found.similarity > threshold).mean())
-    return Memorisation(score, rank / (n + 1), threshold, found, reference)
+    return Memorisation(score, rank / (n + 1), threshold, found, reference, known)
 
 
 def nearest_images(
@@ -190,6 +203,11 @@ def aligned_neighbours(training: np.ndarray, found: Neighbours, which: np.ndarra
             for j, k in zip(found.nearest[which], found.symmetry[which], strict=True)
         ]
     )
+
+
+def pixel_keys(images: np.ndarray) -> list[int]:
+    """The same number for images whose pixels are the same."""
+    return [hash(image.tobytes()) for image in images]
 
 
 def _turned(image: np.ndarray, k: int) -> np.ndarray:

@@ -14,7 +14,7 @@ meaning for three channels only, saturation for two or more: one channel leaves 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import pi, sqrt
 
@@ -81,6 +81,11 @@ class AugmentConfig:
         """Whether any image is ever transformed."""
         some = self.blit or self.geom or self.color or self.filter or self.noise or self.cutout
         return some and (self.target > 0 or self.p > 0)
+
+    @property
+    def at_most(self) -> AugmentConfig:
+        """The same, as often as it may come to act, and so as dear: for measuring time and memory."""
+        return replace(self, p=max(self.p, _MOST)) if self.acts and self.target > 0 else self
 
 
 @dataclass(frozen=True)

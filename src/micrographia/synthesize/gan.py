@@ -13,7 +13,8 @@ A generator draws images, a critic tells them from real ones, each learns from t
       L_D = softplus(D(G z) - D(x)) + γ/2 (|∇D(x)|² + |∇D(G z)|²)  L_G = softplus(D(x) - D(G z))
 
 With few training images the critic learns them by heart. It is then shown real and generated images through the
-same random transformations, as often as needed (adaptive augmentation, Karras et al. 2020; see `augment`).
+same random transformations T, as often as needed (adaptive augmentation, Karras et al. 2020; see `augment`): D(x)
+above stands for D(T(x)), and gradients are taken at x.
 """
 
 from __future__ import annotations
@@ -252,14 +253,17 @@ class GAN:
     ) -> dict[str, float | Tensor]:
         config = self.config
         n = len(real)
-        real, fake = self._transformed(real, draw), self._transformed(fake, draw)
+        transforms = [self._draw_transforms(images, draw) for images in (real, fake)]
         weight = config.penalty_at(step)
         penalise = weight > 0
         relativistic = config.loss == "relativistic"
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
             both = torch.cat([real[part], fake[part]]).requires_grad_(penalise)
-            on_real, on_fake = self._judge(both, None if classes is None else classes[part], 2).chunk(2)
+            # Slopes are those of the images themselves, through what they are seen through.
+            pairs = zip(both.chunk(2), transforms, strict=True)
+            shown = torch.cat([_seen(images, drawn, part) for images, drawn in pairs])
+            on_real, on_fake = self._judge(shown, None if classes is None else classes[part], 2).chunk(2)
             if relativistic:
                 adversarial = F.softplus(on_fake - on_real).mean()
             else:
@@ -305,7 +309,7 @@ class GAN:
         transforms = self._draw_transforms(real, draw)
         relativistic = config.loss == "relativistic"
         if relativistic:
-            real = self._transformed(real, draw)
+            real = _seen(real, self._draw_transforms(real, draw))
         measure = config.network == "stylegan2" and config.path_length > 0 and step % config.path_every == 0
         directions = draw.normal(*real.shape[1:]) if measure else real
         target = self.path_length.to(real.device)
@@ -314,7 +318,7 @@ class GAN:
         def fool(part: slice, fake: Tensor | None) -> tuple[Tensor, Tensor]:
             own = inputs.part(part)
             fake = self._generate(own).float() if fake is None else fake
-            shown = fake if transforms is None else apply_transforms(fake, transforms.part(part))
+            shown = _seen(fake, transforms, part)
             if relativistic:
                 on_real, on_fake = self._judge(torch.cat([real[part], shown]), own.classes, 2).chunk(2)
                 adversarial = F.softplus(on_real - on_fake).mean()
@@ -407,10 +411,6 @@ class GAN:
             draw_transforms(draw.world, images.shape[1:], p, self.config.augment, draw.generator)
         )
 
-    def _transformed(self, images: Tensor, draw: _Draws) -> Tensor:
-        transforms = self._draw_transforms(images, draw)
-        return images if transforms is None else apply_transforms(images, transforms)
-
     def _parts(self, n: int) -> list[slice]:
         """Parts of whole groups in which a batch of `n` is computed."""
         parts = 1
@@ -470,6 +470,11 @@ class _Draws:
 
     def share(self, drawn):
         return distributed.shard(drawn)
+
+
+def _seen(images: Tensor, transforms: Transforms | None, part: slice = slice(None)) -> Tensor:
+    """Images through their part of the transformations that were drawn for a batch, if any were."""
+    return images if transforms is None else apply_transforms(images, transforms.part(part))
 
 
 def make_generator(config: GanConfig, channels: int, classes: int, shape_px: tuple[int, int]) -> nn.Module:

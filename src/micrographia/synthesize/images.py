@@ -209,6 +209,11 @@ def read_training_set(
     return result
 
 
+def sample_suffix(window: Window, channels: int) -> Literal[".png", ".tif"]:
+    """What samples are written as if nothing else is asked for: PNG, which holds no colours of more than 8 bit."""
+    return ".tif" if channels == 3 and window.dtype != "uint8" else ".png"
+
+
 def write_samples(
     path: str | Path,
     images: np.ndarray | Tensor,
@@ -223,7 +228,7 @@ def write_samples(
 
     No image is stretched by its own contrast: the training set's window applies to all. PNG holds 8- and
     16-bit samples as they are; samples of float images become 16 bit over the window, which the metadata
-    tell. TIFF keeps the number format of the originals.
+    tell. TIFF keeps the number format of the originals. Colours of more than 8 bit become TIFF (`sample_suffix`).
 
     Parameters
     ----------
@@ -275,6 +280,7 @@ def write_samples(
             raise UserError(f"{path}: is one file for {len(stack)} samples; give a folder.")
         targets = [path]
     else:
+        suffix = ".tif" if suffix == ".tif" else sample_suffix(window, stack.shape[1])
         targets = [path / f"{name}{suffix}" for name in names]
     if len(set(targets)) < len(targets):
         raise UserError("Two samples have the same seed: they would be one file; give each its own.")
@@ -428,9 +434,10 @@ class _Reader:
             self.pixel_sizes_A.append(size_A * scale if size_A else None)
 
     def _why_not(self, data: np.ndarray) -> str:
-        bad = int(data.size - np.isfinite(data).sum()) if data.dtype.kind == "f" else 0
+        largest = np.finfo(np.float32).max
+        bad = int(data.size - (np.abs(data) <= largest).sum()) if data.dtype.kind == "f" else 0
         if bad:
-            return f"{bad} of {data.size} pixels are NaN or infinite; repair or crop them."
+            return f"{bad} of {data.size} pixels are NaN or infinite (or beyond {largest:.1g}); repair or crop them."
         if (data == data.flat[0]).all():
             return "is constant; there is nothing to learn from it."
         height, width = (n // self.binning for n in data.shape[:2])

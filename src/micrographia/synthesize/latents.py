@@ -85,8 +85,9 @@ def project(
             torch.randn(4096, generator.latent, generator=draw).to(device),
             classes_in_turn(generator.classes, 4096, device),
         )
-    spread = float((styles - generator.mean_style).square().sum(dim=1).mean().sqrt())
-    style = generator.mean_style.clone().requires_grad_()
+    mean = generator.mean_style_of()
+    spread = float((styles - mean).square().sum(dim=1).mean().sqrt())
+    style = mean.clone().requires_grad_()
     goal = image[None].to(device)
     optimizer = torch.optim.Adam([style], learning_rate, betas=(0.9, 0.999))
     for step in range(steps):

@@ -207,7 +207,7 @@ class StyleGenerator(nn.Module):
         self.resolution, self.latent, self.classes = resolution, latent, classes
         self.shape_px = shape_px or (resolution, resolution)
         self.mapping = Mapping(latent, mapping_layers, classes)
-        self.register_buffer("mean_style", torch.zeros(latent))
+        self.register_buffer("mean_style", torch.zeros((classes, latent) if classes else latent))
         sizes = [4 << k for k in range(int(log2(resolution)) - 1)]
         width_at = [channels_at(resolution, size, width, widest) for size in sizes]
         self.constant = nn.Parameter(torch.randn(1, width_at[0], 4, 4))
@@ -241,9 +241,17 @@ class StyleGenerator(nn.Module):
         """Codes ``[N, latent]`` to images ``[N, C, H, W]``; without noise (`noise_shapes`) that of the layers is fixed, and no grain."""
         return self.synthesise(self.mapping(z, labels), noise)
 
-    def truncated(self, w: Tensor, truncation: float) -> Tensor:
-        """Move styles towards the mean one: 1 leaves them, 0 gives the mean image."""
-        return self.mean_style + truncation * (w - self.mean_style)
+    def mean_style_of(self, labels: Tensor | None = None) -> Tensor:
+        """The mean style ``[latent]``, or those of some classes ``[N, latent]``."""
+        if not self.classes:
+            return self.mean_style
+        return self.mean_style.mean(dim=0) if labels is None else self.mean_style[labels]
+
+    def truncated(self, w: Tensor, truncation: float, labels: Tensor | None = None) -> Tensor:
+        """Move styles towards the mean one, each towards that of its class: 1 leaves them, 0 gives the mean image."""
+        mean = self.mean_style_of(labels)
+        mean = mean if w.ndim == 2 else mean.unsqueeze(-2)
+        return mean + truncation * (w - mean)
 
     def synthesise(self, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """Styles ``[N, latent]``, or one for each layer ``[N, style_count, latent]``, to images."""

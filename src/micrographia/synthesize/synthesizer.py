@@ -15,7 +15,7 @@ from torch import Tensor
 from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
-from micrographia.nets.weights import built_alike, load_model, save_model
+from micrographia.nets.weights import built_alike, load_model, save_model, weights_key
 from micrographia.synthesize.augment import AugmentConfig
 from micrographia.synthesize.gan import GAN, GanConfig, make_generator
 from micrographia.synthesize.images import TrainingSet, Window
@@ -179,7 +179,7 @@ class Synthesizer:
             mend = f"set gan.batch = {fits}, which fits" if fits else "choose a smaller resolution or width"
             raise OutOfMemory(
                 f"Out of memory with a batch of {batch} at {config.resolution} px: {mend}, or accumulate parts "
-                "(gan.accumulate)."
+                "(gan.accumulate); another recipe takes another folder."
             ) from failed
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
@@ -264,21 +264,31 @@ class Synthesizer:
         path = spherical_path if on_circle(space, spherical) else linear_path
         if space == "w":
             a, b = self.styles([start, end], label, device)
-            return self.draw_styles(path(a, b, steps), start, truncation, device)
+            return self.draw_styles(path(a, b, steps), start, truncation, label, device)
         a, b = codes_of([start, end], network.latent)
         return _draw(network, [start] * steps, self._labels(label, steps), truncation, path(a, b, steps))
 
     def draw_styles(
-        self, styles: Tensor, noise_seed: int = 0, truncation: float = 1.0, device: str = "auto"
+        self,
+        styles: Tensor,
+        noise_seed: int = 0,
+        truncation: float = 1.0,
+        label: str | int | None = None,
+        device: str = "auto",
     ) -> np.ndarray:
-        """Images ``[N, C, H, W]`` of styles ``[N, latent]`` or ``[N, style_count, latent]``, all with one noise."""
+        """Images ``[N, C, H, W]`` of styles ``[N, latent]`` or ``[N, style_count, latent]``, all with one noise.
+
+        With a label, truncation draws the styles towards the mean one of that class.
+        """
         network = self._ready(device)
         self._require_styles("styles")
         _check_truncation(truncation)
         where = next(network.parameters()).device
         noise = [n.to(where) for n in noise_of([noise_seed], network.noise_shapes())]
+        own = None if label is None else self._labels(label, 1)
+        own = None if own is None else own.to(where)
         with torch.inference_mode():
-            parts = [network.truncated(w.to(where), truncation) for w in styles.split(_DRAWN_AT_ONCE)]
+            parts = [network.truncated(w.to(where), truncation, own) for w in styles.split(_DRAWN_AT_ONCE)]
             return torch.cat([network.synthesise(w, noise).float().clamp(-1, 1).cpu() for w in parts]).numpy()
 
     def project(
@@ -318,6 +328,7 @@ class Synthesizer:
             "scale_each": self.scale_each,
             "pixel_size_A": self.pixel_size_A,
             "seed": self.seed,
+            "weights": weights_key(self.generator),
         }
         save_model(Path(path), {"generator": self.generator}, settings, "synthesizer")
 
@@ -345,7 +356,7 @@ class Synthesizer:
         batch = self.config.batch
         while batch > GROUP:
             batch = max(batch // 2 // GROUP, 1) * GROUP
-            config = replace(self.config, batch=batch)
+            config = replace(self.config, batch=batch, augment=self.config.augment.at_most)
             model = GAN(config, self.channels, len(self.classes), self.shape_px, 0, detail, spread)
             for network in model.networks.values():
                 network.to(device).train()
@@ -380,13 +391,15 @@ class Synthesizer:
 
     @torch.no_grad()
     def _take(self, model: GAN) -> None:
-        """Take a trained generator; find its mean style."""
+        """Take a trained generator; find its mean style, of each class its own."""
         self.generator = network = model.drawing_generator()
         if self.config.network == "stylegan2":
             where = next(network.parameters()).device
             z = codes_of(list(range(4096)), network.latent).to(where)
-            styles = network.mapping(z, classes_in_turn(network.classes, len(z), where))
-            network.mean_style.copy_(styles.mean(dim=0))
+            classes = classes_in_turn(network.classes, len(z), where)
+            styles = network.mapping(z, classes)
+            groups = [styles] if classes is None else [styles[classes == k] for k in range(network.classes)]
+            network.mean_style.copy_(torch.stack([g.mean(dim=0) for g in groups]).squeeze(0))
 
 
 def on_circle(space: Literal["z", "w"], spherical: bool | None) -> bool:
@@ -426,7 +439,7 @@ def _draw(
         own = None if labels is None else labels[part].to(where)
         if styled:
             noise = [n.to(where) for n in noise_of(seeds[part], network.noise_shapes())]
-            images = network.synthesise(network.truncated(network.mapping(z, own), truncation), noise)
+            images = network.synthesise(network.truncated(network.mapping(z, own), truncation, own), noise)
         else:
             images = network(z, own)
         out.append(images.float().clamp(-1, 1).cpu())

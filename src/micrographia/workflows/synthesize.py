@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from micrographia.io import write_array
 from micrographia.metrics.distances import compare_sets, frechet_distance, standardise
 from micrographia.metrics.features import FeatureExtractor, inception_extractor, physical_features
 from micrographia.metrics.levels import compare_levels
-from micrographia.metrics.memorisation import Memorisation, memorisation
+from micrographia.metrics.memorisation import Memorisation, memorisation, pixel_keys
 from micrographia.metrics.microstructure import MicrostructureComparison, compare_micrographs
+from micrographia.nets.weights import weights_key
 from micrographia.plots.synthesis import sheet
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
 from micrographia.synthesize.synthesizer import FEATURE_PIXEL_A, Synthesizer
@@ -117,11 +119,20 @@ def fit_synthesizer(
     )  # fmt: skip
     training, real, held_out = _divided(everything, recipe)
     # What would fail after the training fails now.
+    if len(training) < recipe.gan.batch <= len(everything):
+        raise UserError(
+            f"Of {len(everything)} images {len(real)} are held out to judge by, and {len(training)} are left, fewer than "
+            f"a batch of {recipe.gan.batch}: give more images, cut more patches of each (images.crops_per_image), or set "
+            "gan.batch or images.hold_out smaller."
+        )
     Synthesizer(recipe.gan).check(training)
     _extractor(recipe.judge)
     run = RunFolder(out, recipe, resume, free=("judge.",))
     inputs = {"images": data_fingerprint([everything.images, str(everything.names)])}
     run.require_inputs(inputs)
+    left_out = [[str(path), why] for path, why in everything.failures]
+    if left_out:
+        run.write_json("left_out.json", left_out)
     say(
         f"{len(training)} training images of {recipe.gan.resolution} px, {len(real)} to judge by, device {device}"
     )
@@ -171,7 +182,7 @@ def fit_synthesizer(
     numbers = judgement.numbers | {
         "seed": recipe.seed, "training_images": len(training), "judged_by": len(real), "held_out": held_out,
         "best_step": int((stage / "best.txt").read_text()), "pixel_size_A": training.pixel_size_A,
-        "images_left_out": [[str(path), why] for path, why in everything.failures], "versions": versions(),
+        "images_left_out": left_out, "versions": versions(),
     }  # fmt: skip
     run.write_json("metrics.json", numbers)
     provenance = provenance_of(model, run.path / "model.safetensors")
@@ -280,9 +291,10 @@ def write_sheet(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> 
 
 def provenance_of(model: Synthesizer, path: Path, label: str | None = None) -> dict[str, Any]:
     """What every generated file says about its model, and the class that was asked for."""
-    from micrographia.nets.weights import weights_key
-
-    told = {"generator": model.config.network, "model": path.name, "trained_with_seed": model.seed}
+    told = {
+        "generator": model.config.network, "model": "/".join(path.resolve().parts[-2:]),
+        "trained_with_seed": model.seed,
+    }  # fmt: skip
     told |= {"class": label} if label is not None else {}
     return told | {"weights": weights_key(model.generator)} if model.generator is not None else told
 
@@ -290,18 +302,24 @@ def provenance_of(model: Synthesizer, path: Path, label: str | None = None) -> d
 def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet, TrainingSet, bool]:
     """Training images, those to judge by, and whether the latter were held out.
 
-    Whole images are held out where there are `_MANY`, else patches, without the training patches that overlap them; of
-    classes, the same share of each.
+    Whole files are held out where there are `_MANY` (frames of one are near copies of each other), else places in them,
+    without the training patches that overlap them; of classes, the same share of each.
     """
     if len(images) < _MANY:
         raise UserError(
             f"{len(images)} images are too few to judge a model by: give at least {_MANY}, or cut more patches of each "
             "(images.crops_per_image)."
         )
+    keys = np.array(pixel_keys(images.images))
+    if (keys == keys[0]).all():
+        told = f"{images.names[0]}, {images.names[-1]}"
+        raise UserError(f"All {len(images)} images are the same, pixel by pixel ({told}): give others.")
     share = recipe.images.hold_out
     rng = np.random.default_rng([recipe.seed, 11])
-    names = np.array(images.names)
-    units = names if len(np.unique(names)) >= _MANY else np.arange(len(images)).astype(str)
+    files = _files_of(images)
+    by_file = len(np.unique(files)) >= _MANY
+    places = [f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)]
+    units = files if by_file else np.array(places)
     labels = images.class_numbers
     held: list[str] = []
     for label in np.unique(labels):
@@ -309,22 +327,28 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet
         held += rng.choice(own, round(share * len(own)), replace=False).tolist()
     out = np.isin(units, held)
     kept = ~out
-    if units is not names:
+    if not by_file:
         kept &= ~_overlapping(images, out)
+    out &= ~np.isin(keys, keys[kept])  # the same image under two names
     if out.sum() < _MANY or kept.sum() < len(images) / 2:
         return images, images, False
     return _some(images, kept), _some(images, out), True
 
 
 def _overlapping(images: TrainingSet, out: np.ndarray) -> np.ndarray:
-    """Which patches share pixels with one of those that are `out`."""
-    names, corners = np.array(images.names), images.corners_px
+    """Which patches share pixels with one of those that are `out`, be it in other frames."""
+    files, corners = _files_of(images), images.corners_px
     height, width = images.images.shape[-2:]
     found = np.zeros(len(images), bool)
     for k in np.flatnonzero(out):
         near = (np.abs(corners - corners[k]) < (width, height)).all(axis=1)
-        found |= near & (names == names[k])
+        found |= near & (files == files[k])
     return found
+
+
+def _files_of(images: TrainingSet) -> np.ndarray:
+    """The file of each patch, ``[N]``: its name without the number of the frame."""
+    return np.array([re.sub(r"#\d+$", "", name) for name in images.names])
 
 
 def _some(images: TrainingSet, which: np.ndarray) -> TrainingSet:

@@ -16,6 +16,7 @@ from micrographia.workflows.synthesize import JUDGED_FROM, Judgement, Synthesis,
 
 #: Images of a set that are shown.
 SHEET = 36
+COLOURS = " Of colours the mean is judged; only the KL of grey levels, brightness and contrast are measured in each channel."
 LEARNT = (
     " Beside it, the images that the model learnt from: held-out micrographs are others, and no model can be "
     "expected to come nearer to them than the images it was shown."
@@ -77,6 +78,7 @@ def judgement_sections(
         f"{n['n_other']} generated against {n['n_real']} real images; features: {n['extractor']}, a nominal pixel. The "
         "last column is the same number between two halves of the real images: what chance alone makes of a distance, "
         "and the most that precision, recall, density and coverage can reach."
+        + (COLOURS if real.shape[1] > 1 else "")
         + (LEARNT if "fid_training" in n else "")
     )
     close.table(numbers_table(found), "Distances, and shares (precision, recall, density, coverage)")
@@ -136,9 +138,11 @@ def numbers_table(found: Judgement) -> pd.DataFrame:
 
 
 def _told(copies: Memorisation) -> str:
+    known = f"{copies.known} of the real images are training images themselves and left out here. "
     return (
-        f"{100 * copies.score:.1f} % of the samples are more like some training image than all but the likest real "
-        f"images are that were not trained on; {100 * copies.chance:.1f} % would be by chance. Many more mean that the "
+        (known if copies.known else "")
+        + f"{100 * copies.score:.1f} % of the samples are more like some training image than all but the likest other "
+        f"real images are; {100 * copies.chance:.1f} % would be by chance. Many more mean that the "
         "model repeats what it was shown. Likeness is the correlation under shifts, turns and mirrors (1 = a copy): "
         f"median {np.median(copies.generated.similarity):.2f}, of those real images "
         f"{np.median(copies.reference.similarity):.2f}."

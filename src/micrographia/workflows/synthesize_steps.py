@@ -25,6 +25,7 @@ from micrographia.synthesize.images import (
     compact,
     fitted,
     read_training_set,
+    sample_suffix,
     write_samples,
 )
 from micrographia.synthesize.resolution import RESOLUTIONS
@@ -135,7 +136,7 @@ def project(model: Path, image: Path, out: Path, steps: int, device: str, say: S
         "rms_difference": difference,
     }
     write_samples(
-        out / "projected.png",
+        out / f"projected{sample_suffix(synthesizer.window, synthesizer.channels)}",
         drawn[None],
         synthesizer.window,
         provenance,
@@ -175,7 +176,7 @@ def evaluate(
     fit: Literal["crop", "resize"]
     if generated.is_file() or (generated / "model.safetensors").is_file():
         model, file = load_model(generated)
-        made = provenance_of(model, file, label)
+        made = provenance_of(model, file, label) | {"first_seed": JUDGED_FROM}
         shape_px, channels, fit, binning = model.shape_px, model.channels, model.fit_by, model.binning
         scale_each = model.scale_each
     else:
@@ -203,7 +204,9 @@ def evaluate(
     elif model:
         drawn, labels, _ = draw_for_judging(model, real_set, config.samples, device)
     else:
-        drawn = _in_window(read([generated]), window)[: config.samples]
+        drawn = _in_window(read([generated]), window)
+        some = np.random.default_rng(0).permutation(len(drawn))[: config.samples]
+        drawn = drawn[np.sort(some)]
         labels = np.zeros(len(drawn), int)
     known = _in_window(read(training, by_class), window) if training else None
     judged_by = _in_window(real_set, window)
@@ -216,6 +219,11 @@ def evaluate(
         (real_set.class_numbers, labels, real_set.classes),
         real_set.pixel_size_A,
     )
+    if found.memorisation is not None and found.memorisation.known:
+        say(
+            f"note: {found.memorisation.known} of {len(judged_by)} real images are training images, which no model is to "
+            "be judged by; give others with --real."
+        )
     if out is not None:
         report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
         judgement_sections(report, found, judged_by, drawn, known, made)
