@@ -21,6 +21,7 @@ from micrographia.io import read_provenance, read_stored, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import load_model
 from micrographia.synthesize.synthesizer import Synthesizer
+from micrographia.workflows.looking import provenance
 
 QUICK = [
     "gan.steps=12",
@@ -199,7 +200,9 @@ def test_samples_are_functions_of_their_seeds(fitted, tmp_path):
         assert main(words) == 0
     a, b = (np.asarray(Image.open(tmp_path / name / "seed-0007.png")) for name in ("a", "b"))
     assert np.abs(a.astype(int) - b).max() <= 1  # batches of other sizes round differently
-    assert (tmp_path / "a" / "overview" / "sheet.png").exists()
+    told = provenance(tmp_path / "a" / "overview" / "seeds.png")
+    assert told["synthetic"] is True
+    assert told["seeds"] == [5, 7]
     assert main(["synthesize", "sample", str(out), "--tif", "--out", str(tmp_path / "t")]) == 0
     assert len(list((tmp_path / "t").glob("*.tif"))) == 16
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,29 @@ def sheet(images: np.ndarray, columns: int, gap_px: int = 2) -> np.ndarray:
     blank = np.ones((rows * columns - len(pictures), *pictures.shape[1:]), np.float32)
     full = np.concatenate([pictures, blank])
     return mosaic(full.reshape(rows, columns, *full.shape[1:]), gap_px)
+
+
+def seeds_figure(images: np.ndarray, seeds: Sequence[int], columns: int = 8) -> Figure:
+    """Show samples ``[N, C, H, W]``, each above the seed that draws it again."""
+    if len(images) != len(seeds) or len(images) == 0:
+        raise UserError(f"seeds_figure: give as many seeds as images, not {len(seeds)} for {len(images)}.")
+    columns = min(columns, len(images))
+    height, width = images.shape[-2:]
+    gap = max(height, width) // 4  # room for a line of text
+    picture = sheet(images, columns, gap)
+    rows = -(-len(images) // columns)
+    width_in = max(1.1 * columns, 2.0)
+    figure = Figure(figsize=(width_in, width_in * rows * (height + gap) / (columns * (width + gap))))
+    axes = figure.add_axes((0.01, 0.0, 0.98, 0.99))
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axes.set_ylim(rows * (height + gap) - 0.5, -0.5)
+    axes.set_anchor("N")
+    axes.set_axis_off()
+    for k, seed in enumerate(seeds):
+        row, column = divmod(k, columns)
+        middle, below = column * (width + gap) + width / 2, row * (height + gap) + height + gap / 2
+        axes.text(middle, below, str(seed), ha="center", va="center", fontsize=7)
+    return figure
 
 
 def sheet_figure(sets: Mapping[str, np.ndarray], columns: int = 6) -> Figure:

@@ -17,7 +17,7 @@ from micrographia.files import atomic_path, find_files
 from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_provenance, read_stored, write_array, write_image
 from micrographia.micrograph import Micrograph
-from micrographia.plots.synthesis import as_pictures, sheet
+from micrographia.plots.synthesis import as_pictures, seeds_figure, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import (
     TrainingSet,
@@ -32,7 +32,7 @@ from micrographia.synthesize.resolution import RESOLUTIONS
 from micrographia.synthesize.synthesizer import Synthesizer, on_circle
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
-from micrographia.workflows.report import Report
+from micrographia.workflows.report import Report, figure_png
 from micrographia.workflows.synthesize import (
     JUDGED_FROM,
     Judgement,
@@ -58,7 +58,7 @@ def sample(
     suffix: Literal[".png", ".tif"] = ".png",
     device: str = "auto",
 ) -> list[Path]:
-    """Write `n` samples, of the seeds from `first_seed` on, and a sheet of them; return the files.
+    """Write `n` samples, of the seeds from `first_seed` on, and a sheet of them with their seeds; return the files.
 
     A single sample may go to a file instead of a folder.
     """
@@ -73,12 +73,12 @@ def sample(
     )
     if files == [out]:  # one image, to a file
         return files
-    write_sheet(
-        out / "overview" / "sheet.png",
-        sheet(images[:64], min(8, n)),
-        provenance | {"seeds": [first_seed, first_seed + min(n, 64) - 1]},
-    )
-    return [*files, out / "overview" / "sheet.png"]
+    shown = seeds[:64]
+    told = provenance | {"seeds": [shown[0], shown[-1]]}
+    overview = out / "overview" / "seeds.png"
+    with atomic_path(overview) as temporary:
+        temporary.write_bytes(figure_png(seeds_figure(images[:64], shown), None, told))
+    return [*files, overview]
 
 
 def interpolate(
