@@ -396,7 +396,7 @@ def test_all_processes_signs_count(monkeypatch):
     probability = AdaptiveProbability(AugmentConfig(p=0.5, adapt_images=640))
     feed(probability, 1.0, 2)
     # In the middle of an interval, too: the first process's state is what all resume from.
-    assert float(probability.state()["augment_signs"]) == float(probability.state()["augment_images"]) / 2
+    assert float(probability.state()["augment_overfit"]) == float(probability.state()["augment_images"]) / 2
     assert feed(probability, 1.0, 2)[-1] < 0.5
 
 

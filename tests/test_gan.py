@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from micrographia.errors import UserError
 from micrographia.synthesize.augment import AugmentConfig, apply_transforms, augment, draw_transforms
-from micrographia.synthesize.gan import GAN, GanConfig, _Draws
+from micrographia.synthesize.gan import GAN, GanConfig, _Draws, _overfit
 from micrographia.synthesize.images import TrainingSet, Window
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.loop import OutOfMemory, TrainingDiverged
@@ -369,7 +369,7 @@ def test_two_processes_train_as_one_with_their_joint_batch(tmp_path: Path) -> No
         from micrographia.synthesize.augment import AugmentConfig
         from micrographia.synthesize.synthesizer import Synthesizer
         config = replace(SMALL, batch=16, steps=8, network=sys.argv[2], augment=AugmentConfig(p=0.5))
-        Synthesizer(config).fit(blobs(), sys.argv[1])
+        Synthesizer(config).fit(blobs(), sys.argv[1], unseen=blobs(20, seed=1))
     """
     path = tmp_path / "train.py"
     path.write_text(textwrap.dedent(script))
@@ -402,7 +402,7 @@ def test_two_processes_train_as_one_with_their_joint_batch(tmp_path: Path) -> No
     done = in_two("two", "stylegan2")
     assert done.returncode == 0, done.stderr
     one, two = (pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two"))
-    for name in ("critic", "generator", "alike", "r1", "path_length", "real_signs", "frechet"):
+    for name in ("critic", "generator", "alike", "r1", "path_length", "real_signs", "overfit", "frechet"):
         np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-4, err_msg=name)
     assert one["augment_p"].min() > 0.4
     # Statistics of each process's own images would be other ones.
@@ -515,6 +515,41 @@ def test_too_few_or_other_images(tmp_path: Path) -> None:
     model.fit(blobs(), tmp_path / "dcgan")
     with pytest.raises(UserError, match="style space"):
         model.styles([0])
+
+
+def test_unseen_images_tell_what_the_critic_knows_by_heart(tmp_path: Path) -> None:
+    told = {}
+    for n in (16, 512):
+        config = replace(
+            LEARNING, steps=160, evaluate_every=160, hold=1.0, augment=AugmentConfig(adapt_images=1e9)
+        )
+        history = Synthesizer(config).fit(blobs(n), tmp_path / str(n), unseen=blobs(64, seed=1)).history
+        known = history.set_index("step")["overfit"].dropna()
+        told[n] = known.tail(6).mean()
+    print(told)
+    assert told[16] > 0.5
+    assert abs(told[512]) < 0.3
+
+
+def test_unseen_images_are_asked_about_and_not_learnt_from() -> None:
+    real, labels = blobs().batch(slice(0, 8)), torch.zeros(8, dtype=torch.int64)
+    config = replace(SMALL, augment=AugmentConfig(adapt_images=1e4))
+    with_, without = (GAN(config, 1, 0, (16, 16), 0) for _ in range(2))
+    for step in range(4):
+        values = with_.training_step((real, labels, real, labels), step, torch.Generator())
+        without.training_step((real, labels), step, torch.Generator())
+        assert ("overfit" in values) == (step == 0)
+        if step == 0:
+            assert abs(float(values["overfit"])) < 1e-3, (
+                "on training images it judges like on training images"
+            )
+    for a, b in zip(
+        with_.networks["critic"].parameters(), without.networks["critic"].parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    one, middle, other = torch.tensor(2.0), torch.tensor(0.5), torch.tensor(-1.0)
+    assert [float(_overfit(one, u, other)) for u in (one, middle, other, one + 9)] == [0, 0.5, 1, -1]
+    assert float(_overfit(other, one, one)) == -1  # a critic that is wrong knows nothing by heart
 
 
 def test_augmentation_is_remembered_by_the_state() -> None:

@@ -108,6 +108,7 @@ def adversarial_figure(history: pd.DataFrame, images_per_step: int) -> Figure:
         "Fréchet\ndistance": {"frechet": ""},
         "": {
             "real_signs": "mean sign of the verdict on real images",
+            "overfit": "unseen real images judged as generated ones",
             "augment_p": "probability of augmentation",
         },
     }

@@ -39,8 +39,8 @@ _BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
 _LOBES = 3
 #: The largest p that is adapted to: beyond it, transformations begin to show in what is generated.
 _MOST = 0.8
-#: Updates between adjustments of p.
-_INTERVAL = 4
+#: Steps between looks at unseen images, and updates between adjustments of p.
+INTERVAL = 4
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class AugmentConfig:
     cutout: bool = False
     """Blank a square of half the edge."""
     target: float = 0.6
-    """Mean sign of the critic's answers to real images above which p rises, and below which it falls; 0 = p stays
-    where it is. [0.6]"""
+    """Overfitting of the critic above which p rises, and below which it falls; 0 = p stays where it is. Where real
+    images are held out: how far from its verdicts on training images towards those on generated ones its verdicts on
+    them lie, 0 to 1. Else the mean sign of its answers to training images. [0.6]"""
     adapt_images: float = 500_000.0
-    """Images in which p can rise from 0 to 1; for fifty training images 20000. Sooner, p rises at the start of every
-    training, when the critic is ahead but knows no image by heart, and holds the generator up. [500000]"""
+    """Images in which p can rise from 0 to 1. [500000]"""
     p: float = 0.0
     """Probability of each transformation to begin with. [0]"""
 
@@ -459,26 +459,28 @@ def _band_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tenso
 class AdaptiveProbability:
     """The probability of augmentation, raised while the critic knows the real images too well.
 
-    Its measure is the mean sign of the critic's answers to real images, r_t = E[sign D(x)]: 0 for a critic that is
-    undecided, 1 for one that has learnt them all by heart (section 3.1 of the paper). Every few steps p takes one
-    step of fixed size towards more or less.
+    Its measure is one of the two of the paper (section 3.1), 0 for a critic that treats all alike, 1 for one that has
+    learnt the training images by heart: r_v = (E[D(x)] - E[D(unseen)]) / (E[D(x)] - E[D(G z)]), or, where no real
+    images are held out, the mean sign of its answers to training images, r_t = E[sign D(x)]. The latter is as
+    large at the start of a short training, when the critic is ahead of the generator but knows no image by heart.
+    Every few steps p takes one step of fixed size towards more or less.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.p = config.p
-        self._signs: float | Tensor = 0.0
+        self._overfit: float | Tensor = 0.0
         self._images = self._updates = 0.0
 
-    def update(self, mean_sign: float | Tensor, images: int, device: torch.device) -> None:
-        """Take in one training step; every process calls it.
+    def update(self, overfit: float | Tensor, images: int, device: torch.device) -> None:
+        """Take in what one look at the critic tells; every process calls it.
 
         Parameters
         ----------
-        mean_sign : float or tensor
-            Mean sign of the real images' logits in this process.
+        overfit : float or tensor
+            Either measure, of this process's images.
         images : int
-            Real images that all processes together have seen in this step.
+            Training images that all processes together have seen since the last call.
         device : torch.device
             Over which the processes talk.
         """
@@ -487,24 +489,26 @@ class AdaptiveProbability:
         if (
             distributed.rank_and_world()[1] > 1
         ):  # the state is the same in all processes: one saves it for all
-            (mean_sign,) = distributed.mean_over_processes([float(mean_sign)], device)
-        self._signs = self._signs + mean_sign * images  # a GPU is waited for only where the number is needed
+            (overfit,) = distributed.mean_over_processes([float(overfit)], device)
+        self._overfit = (
+            self._overfit + overfit * images
+        )  # a GPU is waited for only where the number is needed
         self._images += images
         self._updates += 1
-        if self._updates < _INTERVAL:
+        if self._updates < INTERVAL:
             return
-        sign = float(self._signs) / self._images
+        overfit = float(self._overfit) / self._images
         step = self._images / self.config.adapt_images
-        self.p = min(_MOST, max(0.0, self.p + (step if sign > self.config.target else -step)))
-        self._signs = self._images = self._updates = 0.0
+        self.p = min(_MOST, max(0.0, self.p + (step if overfit > self.config.target else -step)))
+        self._overfit = self._images = self._updates = 0.0
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed training needs."""
-        values = {"p": self.p, "signs": self._signs, "images": self._images, "updates": self._updates}
+        values = {"p": self.p, "overfit": self._overfit, "images": self._images, "updates": self._updates}
         return {f"augment_{name}": torch.tensor(float(v), dtype=torch.float64) for name, v in values.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore :meth:`state`."""
-        self.p, self._signs, self._images, self._updates = (
-            float(state[f"augment_{name}"]) for name in ("p", "signs", "images", "updates")
+        self.p, self._overfit, self._images, self._updates = (
+            float(state[f"augment_{name}"]) for name in ("p", "overfit", "images", "updates")
         )

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from micrographia.errors import UserError, check_ranges
 from micrographia.synthesize.augment import (
+    INTERVAL,
     AdaptiveProbability,
     AugmentConfig,
     Transforms,
@@ -215,8 +216,12 @@ class GAN:
     def training_step(
         self, batch: Sequence[Tensor], step: int, generator: torch.Generator
     ) -> dict[str, float | Tensor]:
-        """Let critic and generator learn from real images ``[N, C, H, W]`` and their classes ``[N]``."""
-        real, labels = batch
+        """Let critic and generator learn from real images ``[N, C, H, W]`` and their classes ``[N]``.
+
+        Further images and their classes, as many or fewer, are real ones that are never learnt from: they tell the
+        augmentation how much the critic knows by heart.
+        """
+        real, labels, *unseen = batch
         draw = _Draws(self.seed, step, len(real), real.device)
         critic: Any = self.networks["critic"]
         inputs = self._inputs(draw, labels if critic.classes is not None else None)
@@ -232,7 +237,7 @@ class GAN:
         fakes = side_by_side([partial(generate, part) for part in parts], real.device.type == "cpu")
         fake = torch.cat([part.detach() for part in fakes])
         values = self._generator_step(real, fakes if keep else None, inputs, step, draw)
-        return values | self._critic_step(real, fake, inputs.classes, step, draw)
+        return values | self._critic_step(real, fake, inputs.classes, unseen, step, draw)
 
     @torch.no_grad()
     def drawing_generator(self) -> Any:
@@ -249,7 +254,13 @@ class GAN:
     # ------------------------------------------------------------ critic
 
     def _critic_step(
-        self, real: Tensor, fake: Tensor, classes: Tensor | None, step: int, draw: _Draws
+        self,
+        real: Tensor,
+        fake: Tensor,
+        classes: Tensor | None,
+        unseen: Sequence[Tensor],
+        step: int,
+        draw: _Draws,
     ) -> dict[str, float | Tensor]:
         config = self.config
         n = len(real)
@@ -289,8 +300,8 @@ class GAN:
             )
             return share * loss, share * told
 
+        on_unseen = self._on_unseen(unseen, step, draw)  # by the critic as it is before this step
         told = self._learn("critic", [partial(judge, part) for part in self._parts(n)])
-        self.probability.update(told[2], draw.world, real.device)
         values: dict[str, float | Tensor] = {
             "critic": told[0],
             "real_logit": told[3],
@@ -298,7 +309,22 @@ class GAN:
         }
         if penalise:
             values["r1"] = told[1]
+        if not unseen:
+            self.probability.update(told[2], draw.world, real.device)
+        elif on_unseen is not None:
+            values["overfit"] = overfit = _overfit(told[3], on_unseen, told[4])
+            self.probability.update(overfit, INTERVAL * draw.world, real.device)
         return values | {"real_signs": told[2], "augment_p": self.probability.p}
+
+    @torch.no_grad()
+    def _on_unseen(self, unseen: Sequence[Tensor], step: int, draw: _Draws) -> Tensor | None:
+        """Mean verdict on real images that are not learnt from, now and then; None where there are none."""
+        if not unseen or step % INTERVAL:
+            return None
+        images, labels = unseen
+        critic: Any = self.networks["critic"]
+        shown = _seen(images, self._draw_transforms(images, draw), slice(len(images)))
+        return self._judge(shown, None if critic.classes is None else labels, 1).mean()
 
     # ------------------------------------------------------------ generator
 
@@ -470,6 +496,15 @@ class _Draws:
 
     def share(self, drawn):
         return distributed.shard(drawn)
+
+
+def _overfit(training: Tensor, unseen: Tensor, generated: Tensor) -> Tensor:
+    """How much of the way from training to generated images the mean verdict on unseen real ones lies, -1 to 1."""
+    values = torch.stack([training, unseen, generated])
+    if distributed.rank_and_world()[1] > 1:  # of means over all images, not a mean of ratios
+        values = torch.tensor(distributed.mean_over_processes(values.tolist(), values.device))
+    training, unseen, generated = values
+    return ((training - unseen) / (training - generated).clamp(min=1e-6)).clamp(-1, 1)
 
 
 def _seen(images: Tensor, transforms: Transforms | None, part: slice = slice(None)) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,17 @@ class TrainingSet:
     def class_numbers(self) -> np.ndarray:
         """`labels`, or zeros where there are no classes: ``[N]``, int64."""
         return np.zeros(len(self), np.int64) if self.labels is None else self.labels
+
+    def part(self, which: np.ndarray) -> TrainingSet:
+        """Some of the patches, by numbers or by a mask ``[N]``, in the same window."""
+        which = np.arange(len(self))[which]
+        return replace(
+            self,
+            images=self.images[which],
+            names=tuple(self.names[i] for i in which),
+            corners_px=self.corners_px[which],
+            labels=None if self.labels is None else self.labels[which],
+        )
 
     def batch(self, indices: Sequence[int] | np.ndarray | slice) -> Tensor:
         """Patches as networks see them: float32 ``[n, C, H, W]``, the window mapped to -1 ... +1.

@@ -79,6 +79,7 @@ class Synthesizer:
         seed: int = 0,
         device: str = "auto",
         watch: Callable[[int, np.ndarray], None] | None = None,
+        unseen: TrainingSet | None = None,
     ) -> TrainResult:
         """Learn from a set of images; the state kept is the one nearest to them.
 
@@ -93,6 +94,9 @@ class Synthesizer:
         device : str
         watch : callable, optional
             ``watch(step, samples [N, C, H, W])`` is shown samples at every look.
+        unseen : TrainingSet, optional
+            Images of the same population and window that are not learnt from: augmentation adapts to how much the
+            critic knows by heart. Eight or more tell something; fewer than a group of the critic are not used.
 
         Raises
         ------
@@ -125,10 +129,19 @@ class Synthesizer:
         spread = least_spread(shown_real) if config.variety else 0.0
         model = GAN(config, self.channels, len(self.classes), self.shape_px, seed, detail, spread)
 
-        def batches(step: int) -> tuple[Tensor, Tensor]:
+        group = GROUP * world
+        asks = unseen is not None and config.augment.acts and config.network == "stylegan2"
+        asked = min(batch, len(unseen) // group * group) if asks and unseen is not None else 0
+
+        def batches(step: int) -> tuple[Tensor, ...]:
             # Every image once before any comes again.
             chosen = distributed.shard(_epochs(len(images), batch, step, seed))
-            return images.batch(chosen), torch.from_numpy(labels[chosen])
+            taken = images.batch(chosen), torch.from_numpy(labels[chosen])
+            if not asked:
+                return taken
+            assert unseen is not None
+            others = distributed.shard(_epochs(len(unseen), asked, step, seed))
+            return *taken, unseen.batch(others), torch.from_numpy(unseen.class_numbers[others])
 
         real = _features(shown_real.numpy())
         shown = rng.integers(2**31, size=WATCHED)

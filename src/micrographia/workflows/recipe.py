@@ -183,7 +183,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     },
     "stylegan2-ada": {"journey": "synthesize"},
     # A critic learns fifty images by heart at once.
-    "stylegan2-few": {"journey": "synthesize", "gan": {"augment": {"adapt_images": 20000.0}}},
+    "stylegan2-few": {"journey": "synthesize", "gan": {"augment": {"adapt_images": 50000.0}}},
     "r3gan": {"journey": "synthesize", "gan": {"loss": "relativistic", "r1_every": 1, "path_length": 0.0}},
     # As it is taught: Radford's layout and optimiser, nothing of what came later.
     "dcgan": {

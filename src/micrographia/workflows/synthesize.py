@@ -151,7 +151,7 @@ def fit_synthesizer(
     def work(folder: Path) -> None:
         model = Synthesizer(recipe.gan)
         try:
-            result = model.fit(training, folder, recipe.seed, str(device), watch)
+            result = model.fit(training, folder, recipe.seed, str(device), watch, real if held_out else None)
         except TrainingDiverged as error:
             if model.generator is None:
                 raise
@@ -332,7 +332,7 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet
     out &= ~np.isin(keys, keys[kept])  # the same image under two names
     if out.sum() < _MANY or kept.sum() < len(images) / 2:
         return images, images, False
-    return _some(images, kept), _some(images, out), True
+    return images.part(kept), images.part(out), True
 
 
 def _overlapping(images: TrainingSet, out: np.ndarray) -> np.ndarray:
@@ -349,16 +349,6 @@ def _overlapping(images: TrainingSet, out: np.ndarray) -> np.ndarray:
 def _files_of(images: TrainingSet) -> np.ndarray:
     """The file of each patch, ``[N]``: its name without the number of the frame."""
     return np.array([re.sub(r"#\d+$", "", name) for name in images.names])
-
-
-def _some(images: TrainingSet, which: np.ndarray) -> TrainingSet:
-    return replace(
-        images,
-        images=images.images[which],
-        names=tuple(name for name, take in zip(images.names, which, strict=True) if take),
-        corners_px=images.corners_px[which],
-        labels=None if images.labels is None else images.labels[which],
-    )
 
 
 def _by_class(
