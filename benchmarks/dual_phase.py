@@ -47,8 +47,8 @@ RUNS: dict[str, tuple[int, GanConfig]] = {
     "StyleGAN2-ADA": (2000, built_in("stylegan2-ada").gan),
     "R3GAN": (2000, built_in("r3gan").gan),
     "DCGAN": (2000, built_in("dcgan").gan),
-    FEW: (50, built_in("stylegan2-few").gan),
-    FEW_PLAIN: (50, replace(built_in("stylegan2-few").gan, augment=AugmentConfig(target=0.0))),
+    FEW: (50, built_in("stylegan2-ada").gan),
+    FEW_PLAIN: (50, replace(built_in("stylegan2-ada").gan, augment=AugmentConfig(target=0.0))),
 }
 #: Augmentation is what these two differ by, not the number of steps.
 STEPS_OF = {FEW_PLAIN: FEW}

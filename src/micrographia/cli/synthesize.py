@@ -53,7 +53,7 @@ def _add_fit(actions: Any) -> None:
     )
     fit.add_argument(
         "--recipe", default="stylegan2-ada", metavar="NAME|FILE",
-        help="stylegan2-ada, stylegan2-few, r3gan, dcgan, or a TOML file [%(default)s]",
+        help="stylegan2-ada, r3gan, dcgan, or a TOML file [%(default)s]",
     )  # fmt: skip
     fit.add_argument(
         "--resolution", type=positive, default=None, metavar="PX", help="edge of the images [64]"

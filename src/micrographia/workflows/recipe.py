@@ -182,8 +182,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "latent": {"symmetry": 6, "steps": 750, "network": {"encoder": "conv"}},
     },
     "stylegan2-ada": {"journey": "synthesize"},
-    # A critic learns fifty images by heart at once.
-    "stylegan2-few": {"journey": "synthesize", "gan": {"augment": {"adapt_images": 50000.0}}},
     "r3gan": {"journey": "synthesize", "gan": {"loss": "relativistic", "r1_every": 1, "path_length": 0.0}},
     # As it is taught: Radford's layout and optimiser, nothing of what came later.
     "dcgan": {

@@ -32,8 +32,8 @@ class ImagesConfig:
     classes: bool = False
     """Each folder in the given one holds a class; the model draws the class that it is told."""
     hold_out: float = 0.2
-    """Share of the images that the networks never see, to judge the samples by: whole images where there are eight
-    or more, else patches."""
+    """Share of the images that nothing is learnt from, to judge the samples by (and to steer augmentation): whole
+    images where there are eight or more, else patches."""
 
     def __post_init__(self) -> None:
         if (
