@@ -105,10 +105,10 @@ def _load_last(
             optimizer.load_state_dict(tree["optimizers"][name])
         for name, scheduler in getattr(model, "schedulers", {}).items():
             scheduler.load_state_dict(tree["schedulers"][name])
+        if hasattr(model, "load_state"):
+            model.load_state(tree["state"])
     except (KeyError, ValueError) as error:
         raise _other_training(path.parent, error) from error
-    if hasattr(model, "load_state"):
-        model.load_state(tree["state"])
     return Course(**tree["course"])
 
 
