@@ -125,7 +125,8 @@ def memorisation(
         what = "training images without held-out ones" if held_out is None else "held-out images"
         raise UserError(f"A reference for copies needs at least 8 {what}, got {len(others)}.")
     keys = pixel_keys(training)
-    strange = np.array([held_out is not None and key not in keys for key in pixel_keys(others)])
+    trained_on = set(keys)
+    strange = np.array([held_out is not None and key not in trained_on for key in pixel_keys(others)])
     if strange.sum() >= 8:
         reference = nearest_images(others[strange], training, seed)
     else:

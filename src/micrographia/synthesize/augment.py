@@ -490,9 +490,8 @@ class AdaptiveProbability:
             distributed.rank_and_world()[1] > 1
         ):  # the state is the same in all processes: one saves it for all
             (overfit,) = distributed.mean_over_processes([float(overfit)], device)
-        self._overfit = (
-            self._overfit + overfit * images
-        )  # a GPU is waited for only where the number is needed
+        # A GPU is waited for only where the number is needed.
+        self._overfit = self._overfit + overfit * images
         self._images += images
         self._updates += 1
         if self._updates < INTERVAL:
