@@ -61,9 +61,9 @@ class AugmentConfig:
     cutout: bool = False
     """Blank a square of half the edge."""
     target: float = 0.6
-    """Overfitting of the critic above which p rises, and below which it falls; 0 = p stays where it is. Where real
-    images are held out: how far from its verdicts on training images towards those on generated ones its verdicts on
-    them lie, 0 to 1. Else the mean sign of its answers to training images. [0.6]"""
+    """Overfitting of the critic above which p rises, and below which it falls; 0 = p stays where it is. Of StyleGAN2
+    with real images held out: how far from its verdicts on training images towards those on generated ones its verdicts
+    on them lie, -1 to 1. Else the mean sign of its answers to training images. [0.6]"""
     adapt_images: float = 500_000.0
     """Images in which p can rise from 0 to 1. [500000]"""
     p: float = 0.0

@@ -504,7 +504,9 @@ def _overfit(training: Tensor, unseen: Tensor, generated: Tensor) -> Tensor:
     if distributed.rank_and_world()[1] > 1:  # of means over all images, not a mean of ratios
         values = torch.tensor(distributed.mean_over_processes(values.tolist(), values.device))
     training, unseen, generated = values
-    return ((training - unseen) / (training - generated).clamp(min=1e-6)).clamp(-1, 1)
+    known = training > generated  # else the critic is wrong, and nothing can be said
+    gap = torch.where(known, training - generated, 1.0)
+    return torch.where(known, (training - unseen) / gap, 0.0).clamp(-1, 1)
 
 
 def _seen(images: Tensor, transforms: Transforms | None, part: slice = slice(None)) -> Tensor:

@@ -130,8 +130,9 @@ class Synthesizer:
         model = GAN(config, self.channels, len(self.classes), self.shape_px, seed, detail, spread)
 
         group = GROUP * world
-        asks = unseen is not None and config.augment.acts and config.network == "stylegan2"
-        asked = min(batch, len(unseen) // group * group) if asks and unseen is not None else 0
+        asked = 0
+        if unseen is not None and config.network == "stylegan2":
+            asked = min(batch, len(unseen) // group * group)
 
         def batches(step: int) -> tuple[Tensor, ...]:
             # Every image once before any comes again.

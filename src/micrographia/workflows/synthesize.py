@@ -163,7 +163,13 @@ def fit_synthesizer(
         result.history.to_csv(folder / "history.csv", index=False)
         (folder / "best.txt").write_text(str(result.best_step))
 
-    key = inputs | {"hold_out": config.hold_out, "gan": str(recipe.gan), "seed": recipe.seed}
+    learnt_from = data_fingerprint([training.images])
+    key = inputs | {
+        "learnt_from": learnt_from,
+        "hold_out": config.hold_out,
+        "gan": str(recipe.gan),
+        "seed": recipe.seed,
+    }
     stage = run.stage("train", key, work, say, together=True)
     if not distributed.is_first():
         return None

@@ -35,8 +35,9 @@ def write_synthesis_report(found: Synthesis) -> None:
     judgement_sections(report, found.judgement, found.real, found.samples, found.learnt, drawn)
     if not found.held_out:
         report.sections[0].warning(
-            "The images that judge are those that the model learnt from: too few to hold some out. Copies would score "
-            "best of all; look at the samples, and at more images."
+            "The images that judge are those that the model learnt from: none could be held out (images.hold_out, too few "
+            "files, or frames and patches of them that overlap). Copies would score best of all; look at the samples, and "
+            "at more images."
         )
     failures = found.training.failures
     if failures:
