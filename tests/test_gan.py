@@ -281,11 +281,8 @@ def test_augmentation_does_not_leak_into_the_samples(
         seen.clear()
         model = Synthesizer(replace(LEARNING, steps=300, evaluate_every=100, augment=replace(config, p=own)))
         model.fit(images, tmp_path / name)
-        shown[name], drawn[name] = (
-            share_turned(np.concatenate(seen[-60:])),
-            share_turned(model.sample(range(400))),
-        )
-    print(p, share_turned(turned.numpy()), shown, drawn)
+        shown[name] = share_turned(np.concatenate(seen[-60:]))
+        drawn[name] = share_turned(model.sample(range(400)))
     assert min(shown.values()) > 0.2, "both critics saw images turned"
     assert drawn[augmented] < 0.02
     assert drawn[on_turned] > 0.2

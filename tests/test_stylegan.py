@@ -131,9 +131,8 @@ def test_truncation_keeps_the_class() -> None:
     torch.testing.assert_close(
         generator.truncated(layered, 0.3, labels)[:, 2], generator.truncated(w, 0.3, labels)
     )
-    torch.testing.assert_close(
-        generator.truncated(w, 0.0), torch.full((3, 8), 0.5)
-    )  # of no class in particular
+    of_no_class = generator.truncated(w, 0.0)
+    torch.testing.assert_close(of_no_class, torch.full((3, 8), 0.5))
 
 
 def test_deviation_within_groups() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,18 @@ import tifffile
 from PIL import Image
 
 from micrographia.cli.main import main
+from micrographia.errors import UserError
 from micrographia.io import read_provenance, read_stored, write_image
+from micrographia.metrics.memorisation import pixel_keys
 from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import load_model
+from micrographia.synthesize.images import read_training_set
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.workflows.looking import provenance
+from micrographia.workflows.recipe import load_recipe
+from micrographia.workflows.synthesize import _divided
+from micrographia.workflows.synthesize_recipe import JudgeConfig
+from micrographia.workflows.synthesize_steps import evaluate
 
 QUICK = [
     "gan.steps=12",
@@ -265,9 +273,6 @@ def test_evaluate_on_the_training_images_says_so_and_finds_copies(steel, fitted,
     assert "60 of 60 real images are training images" in told.err
     assert "are training images themselves" in (tmp_path / "e" / "report.html").read_text("utf-8")
     # Of a folder that is larger than what is judged, some from everywhere.
-    from micrographia.workflows.synthesize_recipe import JudgeConfig
-    from micrographia.workflows.synthesize_steps import evaluate
-
     few = evaluate(steel, [steel], None, config=JudgeConfig(samples=16, bootstrap=10))
     assert few.numbers["n_other"] == 16
 
@@ -415,12 +420,6 @@ def test_another_judgement_needs_no_other_training(fitted, capsys):
 
 
 def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path):
-    from dataclasses import replace
-
-    from micrographia.synthesize.images import read_training_set
-    from micrographia.workflows.recipe import load_recipe
-    from micrographia.workflows.synthesize import _divided
-
     files = sorted(steel.glob("*.png"))[:4]
     recipe = load_recipe("stylegan2-ada", ["images.hold_out=0.3"])
     training, real, held_out = _divided(read_training_set(files, 16, crops_per_image=12), recipe)
@@ -441,9 +440,6 @@ def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path)
 
 
 def test_frames_of_a_file_are_held_out_together(tmp_path):
-    from micrographia.synthesize.images import read_training_set
-    from micrographia.workflows.recipe import load_recipe
-    from micrographia.workflows.synthesize import _divided
 
     rng = np.random.default_rng(0)
     for k in range(10):
@@ -471,11 +467,6 @@ def test_frames_of_a_file_are_held_out_together(tmp_path):
 
 
 def test_an_image_under_two_names_is_never_on_both_sides(steel, tmp_path):
-    from micrographia.errors import UserError
-    from micrographia.metrics.memorisation import pixel_keys
-    from micrographia.synthesize.images import read_training_set
-    from micrographia.workflows.recipe import load_recipe
-    from micrographia.workflows.synthesize import _divided
 
     for path in steel.glob("*.png"):
         for copy in range(2):
@@ -497,17 +488,8 @@ def test_what_was_left_out_is_on_record_before_the_training(steel, tmp_path, mon
     (tmp_path / "broken.png").write_bytes(b"no picture")
     monkeypatch.setattr(Synthesizer, "fit", stopped)
     out = tmp_path / "run"
-    words = [
-        "synthesize",
-        "fit",
-        str(steel),
-        str(tmp_path / "broken.png"),
-        "--resolution",
-        "32",
-        "--out",
-        str(out),
-    ]
-    assert main([*words, *changes()]) == 130
+    words = ["synthesize", "fit", str(steel), str(tmp_path / "broken.png"), "--resolution", "32"]
+    assert main([*words, "--out", str(out), *changes()]) == 130
     assert "broken.png" in json.loads((out / "left_out.json").read_text())[0][0]
 
 

@@ -126,7 +126,7 @@ def memorisation(
         raise UserError(f"A reference for copies needs at least 8 {what}, got {len(others)}.")
     keys = pixel_keys(training)
     trained_on = set(keys)
-    strange = np.array([held_out is not None and key not in trained_on for key in pixel_keys(others)])
+    strange = np.array([key not in trained_on for key in pixel_keys(others)])
     if strange.sum() >= 8:
         reference = nearest_images(others[strange], training, seed)
     else:

@@ -16,7 +16,7 @@ from micrographia.errors import UserError
 from micrographia.metrics.distances import frechet_distance, standardise
 from micrographia.metrics.features import physical_features
 from micrographia.nets.weights import built_alike, load_model, save_model, weights_key
-from micrographia.synthesize.augment import AugmentConfig
+from micrographia.synthesize.augment import INTERVAL, AugmentConfig
 from micrographia.synthesize.gan import GAN, GanConfig, make_generator
 from micrographia.synthesize.images import TrainingSet, Window
 from micrographia.synthesize.latents import (
@@ -141,7 +141,8 @@ class Synthesizer:
             if not asked:
                 return taken
             assert unseen is not None
-            others = distributed.shard(_epochs(len(unseen), asked, step, seed))
+            due = step % INTERVAL == 0  # asked about now and then, and only then cut and sent to the device
+            others = distributed.shard(_epochs(len(unseen), asked, step, seed)) if due else np.zeros(0, int)
             return *taken, unseen.batch(others), torch.from_numpy(unseen.class_numbers[others])
 
         real = _features(shown_real.numpy())
@@ -300,7 +301,6 @@ class Synthesizer:
         where = next(network.parameters()).device
         noise = [n.to(where) for n in noise_of([noise_seed], network.noise_shapes())]
         own = None if label is None else self._labels(label, 1)
-        own = None if own is None else own.to(where)
         with torch.inference_mode():
             parts = [network.truncated(w.to(where), truncation, own) for w in styles.split(_DRAWN_AT_ONCE)]
             return torch.cat([network.synthesise(w, noise).float().clamp(-1, 1).cpu() for w in parts]).numpy()

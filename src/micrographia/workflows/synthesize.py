@@ -163,13 +163,9 @@ def fit_synthesizer(
         result.history.to_csv(folder / "history.csv", index=False)
         (folder / "best.txt").write_text(str(result.best_step))
 
-    learnt_from = data_fingerprint([training.images])
-    key = inputs | {
-        "learnt_from": learnt_from,
-        "hold_out": config.hold_out,
-        "gan": str(recipe.gan),
-        "seed": recipe.seed,
-    }
+    # Which images are learnt from, the pixels being among the inputs already.
+    division = data_fingerprint([[str(part.names), part.corners_px] for part in (training, real)])
+    key = inputs | {"division": division, "gan": str(recipe.gan), "seed": recipe.seed}
     stage = run.stage("train", key, work, say, together=True)
     if not distributed.is_first():
         return None
@@ -322,7 +318,7 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet
         raise UserError(f"All {len(images)} images are the same, pixel by pixel ({told}): give others.")
     share = recipe.images.hold_out
     rng = np.random.default_rng([recipe.seed, 11])
-    files = _files_of(images)
+    files = np.array([re.sub(r"#\d+$", "", name) for name in images.names])  # without the number of the frame
     by_file = len(np.unique(files)) >= _MANY
     places = [f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)]
     units = files if by_file else np.array(places)
@@ -334,27 +330,22 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet
     out = np.isin(units, held)
     kept = ~out
     if not by_file:
-        kept &= ~_overlapping(images, out)
+        kept &= ~_overlapping(images, files, out)
     out &= ~np.isin(keys, keys[kept])  # the same image under two names
     if out.sum() < _MANY or kept.sum() < len(images) / 2:
         return images, images, False
     return images.part(kept), images.part(out), True
 
 
-def _overlapping(images: TrainingSet, out: np.ndarray) -> np.ndarray:
-    """Which patches share pixels with one of those that are `out`, be it in other frames."""
-    files, corners = _files_of(images), images.corners_px
+def _overlapping(images: TrainingSet, files: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Which patches share pixels with one of those that are `out`, be it in other frames of their files."""
+    corners = images.corners_px
     height, width = images.images.shape[-2:]
     found = np.zeros(len(images), bool)
     for k in np.flatnonzero(out):
         near = (np.abs(corners - corners[k]) < (width, height)).all(axis=1)
         found |= near & (files == files[k])
     return found
-
-
-def _files_of(images: TrainingSet) -> np.ndarray:
-    """The file of each patch, ``[N]``: its name without the number of the frame."""
-    return np.array([re.sub(r"#\d+$", "", name) for name in images.names])
 
 
 def _by_class(
