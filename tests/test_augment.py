@@ -358,7 +358,7 @@ def test_at_one_quarter_turns_leave_nothing_of_it():
 def feed(probability: AdaptiveProbability, sign: float, steps: int, images: int = 16) -> list[float]:
     course = []
     for _ in range(steps):
-        probability.update(sign, images, CPU)
+        probability.update(sign, 1, images, CPU)
         course.append(probability.p)
     return course
 
@@ -380,23 +380,43 @@ def test_probability_stays_where_transformations_can_be_undone():
     assert 0.1 < feed(probability, 0.0, 4)[-1] < 0.2
 
 
-def test_the_mean_counts_not_the_last_step():
+def test_the_mean_counts_not_the_last_look():
     probability = AdaptiveProbability(AugmentConfig(adapt_images=64))
-    for sign in (1.0, 1.0, 1.0, 0.0):  # 0.75 on average
-        probability.update(sign, 1, CPU)
+    told = [probability.update(sign, 1, 1, CPU) for sign in (1.0, 1.0, 1.0, 0.0)]
+    assert told == [None, None, None, 0.75]
     assert probability.p > 0
 
 
-def test_all_processes_signs_count(monkeypatch):
+@pytest.mark.parametrize(
+    ("looks", "overfit"),
+    [
+        ([(3, 3)] * 4, 1),
+        ([(0, 3)] * 4, 0),
+        ([(1.5, 3)] * 4, 0.5),
+        ([(-9, 3)] * 4, -1),
+        ([(9, 3)] * 4, 1),
+        # One of the means, to which a look of small numbers adds little.
+        ([(4, 4), (4, 4), (4, 4), (-1, 0.01)], 11 / 12.01),
+        ([(1, -3)] * 4, 0),
+        ([(-1, -3)] * 4, 0),
+        ([(1, 0)] * 4, 0),
+    ],
+)
+def test_overfitting_is_the_share_of_the_way_to_generated_images(looks, overfit):
+    probability = AdaptiveProbability(AugmentConfig())
+    assert [probability.update(*look, 1, CPU) for look in looks][-1] == pytest.approx(overfit)
+
+
+def test_all_processes_count(monkeypatch):
     """The other process's critic is undecided: together they are below the target."""
     monkeypatch.setattr(module.distributed, "rank_and_world", lambda: (0, 2))
     monkeypatch.setattr(
-        module.distributed, "mean_over_processes", lambda values, device: [v / 2 for v in values]
+        module.distributed, "mean_over_processes", lambda values, device: [values[0] / 2, values[1]]
     )
     probability = AdaptiveProbability(AugmentConfig(p=0.5, adapt_images=640))
     feed(probability, 1.0, 2)
     # In the middle of an interval, too: the first process's state is what all resume from.
-    assert float(probability.state()["augment_overfit"]) == float(probability.state()["augment_images"]) / 2
+    assert float(probability.state()["augment_part"]) == float(probability.state()["augment_whole"]) / 2
     assert feed(probability, 1.0, 2)[-1] < 0.5
 
 
@@ -408,13 +428,13 @@ def test_a_resumed_probability_goes_on_as_if_nothing_had_happened():
     whole, first = (AdaptiveProbability(AugmentConfig(adapt_images=500)) for _ in range(2))
     signs = np.random.default_rng(0).uniform(0.2, 1, 31)
     for sign in signs:
-        whole.update(sign, 7, CPU)
+        whole.update(sign, 1, 7, CPU)
     for sign in signs[:14]:  # in the middle of an interval
-        first.update(sign, 7, CPU)
+        first.update(sign, 1, 7, CPU)
     second = AdaptiveProbability(AugmentConfig(adapt_images=500))
     second.load_state(first.state())
     for sign in signs[14:]:
-        second.update(sign, 7, CPU)
+        second.update(sign, 1, 7, CPU)
     assert second.p == whole.p
     assert 0 < whole.p < 1
 

@@ -77,6 +77,10 @@ def test_real_images_that_were_trained_on_hide_no_copies():
     assert (some.score, some.known, len(some.reference.index)) == (1, 5, 40)
     none_else = memorisation(copies, TRAINING, TRAINING.copy())
     assert (none_else.score, none_else.known) == (1, 80)
+    assert not some.by_training
+    few_others = memorisation(copies, TRAINING, np.concatenate([HELD_OUT[:7], TRAINING[:5]]))
+    assert (few_others.score, few_others.known, few_others.by_training) == (1, 5, True)
+    assert few_others.numbers()["memorisation_n_held_out"] == 0
     twice = memorisation(copies, np.concatenate([TRAINING, TRAINING[:3]]))  # a folder that holds some twice
     assert (twice.score, twice.known) == (1, 0)
     assert twice.threshold == memorisation(copies, TRAINING).threshold
@@ -128,7 +132,7 @@ def test_bad_input():
         memorisation(TRAINING[:9], TRAINING, HELD_OUT[:7])
     with pytest.raises(UserError, match="training images without"):
         memorisation(TRAINING[:9], TRAINING[:5])
-    with pytest.raises(UserError, match="are one"):
+    with pytest.raises(UserError, match="8 different training images, got 1"):
         memorisation(TRAINING[:9], TRAINING[:1].repeat(9, 0))
     with pytest.raises(UserError, match="NaN"):
         memorisation(np.where(TRAINING > 1.3, np.nan, TRAINING), TRAINING, HELD_OUT)

@@ -82,9 +82,12 @@ def test_an_interrupt_ends_bulk_simulation_at_once(tmp_path):
     script = tmp_path / "bulk.py"
     script.write_text(
         "import os\n"
+        "import signal\n"
         "import sys\n"
         "from micrographia.cli.main import main\n"
         "from micrographia.simulate import scenes\n"
+        # Ignored by what a shell runs in the background, the tests for instance, and by its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "simulate = scenes._simulate_group\n"
         "def noted(*given):\n"
         "    open('workers', 'a').write(f'{os.getpid()}\\n')\n"

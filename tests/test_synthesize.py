@@ -23,7 +23,7 @@ from micrographia.io import read_provenance, read_stored, write_image
 from micrographia.metrics.memorisation import pixel_keys
 from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import load_model
-from micrographia.synthesize.images import read_training_set
+from micrographia.synthesize.images import TrainingSet, Window, read_training_set
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.workflows.looking import provenance
 from micrographia.workflows.recipe import load_recipe
@@ -432,53 +432,93 @@ def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path)
         corners_px=np.repeat(cover.corners_px, 3, 0),
     )
     training, real, held_out = _divided(cover, load_recipe("stylegan2-ada", ["images.hold_out=0.18"]))
-    if held_out:
-        taken = {(n, *c) for n, c in zip(real.names, real.corners_px.tolist(), strict=True)}
-        assert not taken & {
-            (n, *c) for n, c in zip(training.names, training.corners_px.tolist(), strict=True)
-        }
+    assert held_out
+    taken = {(n, *c) for n, c in zip(real.names, real.corners_px.tolist(), strict=True)}
+    assert not taken & {(n, *c) for n, c in zip(training.names, training.corners_px.tolist(), strict=True)}
+
+
+def movies_of(images) -> set[str]:
+    return {name.partition("#")[0] for name in images.names}
+
+
+def frames_of(images) -> set[int]:
+    return {int(name.partition("#")[2]) for name in images.names}
+
+
+def write_movies(folder: Path, n: int, frames: int) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(n):
+        stack = rng.integers(0, 256, (1, 32, 32)) + rng.integers(-9, 10, (frames, 32, 32))
+        tifffile.imwrite(folder / f"movie-{k}.tif", stack.clip(0, 255).astype(np.uint8))
 
 
 def test_frames_of_a_file_are_held_out_together(tmp_path):
-
-    rng = np.random.default_rng(0)
-    for k in range(10):
-        frames = rng.integers(0, 256, (1, 32, 32)) + rng.integers(-9, 10, (6, 32, 32))
-        tifffile.imwrite(tmp_path / f"movie-{k}.tif", frames.clip(0, 255).astype(np.uint8))
-    recipe = load_recipe("stylegan2-ada")
-
-    def movies(images) -> set[str]:
-        return {name.partition("#")[0] for name in images.names}
-
-    for files, resolution in ((10, 32), (4, 32), (4, 16)):
-        some = sorted(tmp_path.glob("*.tif"))[:files]
-        training, real, held_out = _divided(read_training_set(some, resolution), recipe)
-        assert held_out == ((files, resolution) != (4, 32)), "one of four movies is too few to judge by"
-        if files == 10:
-            assert len(movies(real)) == 2
-            assert not movies(real) & movies(training)
-        elif held_out:  # places, of all frames
-            sides = [
-                {(n[:11], *c) for n, c in zip(t.names, t.corners_px.tolist(), strict=True)}
-                for t in (training, real)
-            ]
-            assert not sides[0] & sides[1]
-            assert len(training) + len(real) == 4 * 4 * 6
+    write_movies(tmp_path, 10, 6)
+    training, real, held_out = _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))
+    assert held_out
+    assert len(movies_of(real)) == 2
+    assert not movies_of(real) & movies_of(training)
 
 
-def test_an_image_under_two_names_is_never_on_both_sides(steel, tmp_path):
+def test_places_of_few_movies_are_held_out_in_all_frames(tmp_path):
+    write_movies(tmp_path, 4, 6)
+    training, real, held_out = _divided(read_training_set(tmp_path, 16), load_recipe("stylegan2-ada"))
+    assert held_out
+    sides = [
+        {(n.partition("#")[0], *c) for n, c in zip(t.names, t.corners_px.tolist(), strict=True)}
+        for t in (training, real)
+    ]
+    assert not sides[0] & sides[1]
+    assert len(training) + len(real) == 4 * 4 * 6
 
+
+@pytest.mark.parametrize(("n", "frames"), [(1, 64), (3, 40), (7, 12)])
+def test_blocks_of_few_movies_of_one_place_are_held_out(tmp_path, n, frames):
+    write_movies(tmp_path, n, frames)
+    training, real, held_out = _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))
+    assert held_out
+    assert len(training) + len(real) == n * frames
+    assert 0.1 <= len(real) / (n * frames) <= 0.3
+    for movie in movies_of(real):
+        own = [t.part(np.array([name.startswith(movie) for name in t.names])) for t in (training, real)]
+        assert not frames_of(own[0]) & frames_of(own[1])
+        side = np.isin(np.arange(frames), list(frames_of(own[1])))
+        assert np.abs(np.diff(side.astype(int))).sum() <= 4, "whole blocks, not single frames"
+
+
+def test_too_few_frames_judge_nothing(tmp_path):
+    write_movies(tmp_path, 1, 20)
+    assert not _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))[2]
+
+
+def test_an_image_under_two_names_is_held_out_under_both(steel, tmp_path):
     for path in steel.glob("*.png"):
         for copy in range(2):
             (tmp_path / f"{path.stem}-{copy}.png").write_bytes(path.read_bytes())
-    training, real, held_out = _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))
-    assert not held_out or not set(pixel_keys(training.images)) & set(pixel_keys(real.images))
+    both = read_training_set(tmp_path, 32)
+    training, real, held_out = _divided(both, load_recipe("stylegan2-ada"))
+    assert held_out
+    assert not set(pixel_keys(training.images)) & set(pixel_keys(real.images))
+    assert len(training) + len(real) == len(both)
     one = tmp_path / "one"
     one.mkdir()
     for k in range(12):
         (one / f"{k}.png").write_bytes((steel / "field-00.png").read_bytes())
     with pytest.raises(UserError, match=r"All 12 images are the same, pixel by pixel \(0\.png, 11\.png\)"):
         _divided(read_training_set(one, 32), load_recipe("stylegan2-ada"))
+    (one / "12.png").write_bytes((steel / "field-01.png").read_bytes())
+    with pytest.raises(UserError, match="2 different images of 13 are too few"):
+        _divided(read_training_set(one, 32), load_recipe("stylegan2-ada"))
+
+
+def test_blank_patches_are_no_copies_of_each_other():
+    levels = np.random.default_rng(0).integers(0, 256, (80, 1, 16, 16)).astype(np.uint8)
+    levels[::2] = 0
+    window, corners = Window(0.0, 255.0, "uint8"), np.zeros((80, 2), int)
+    images = TrainingSet(levels, window, tuple(f"{k}.png" for k in range(80)), corners)
+    training, real, held_out = _divided(images, load_recipe("stylegan2-ada"))
+    assert held_out
+    assert (len(training), len(real)) == (64, 16)
 
 
 def test_what_was_left_out_is_on_record_before_the_training(steel, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ class Memorisation:
     """Of the held-out real images; of the training images, each with all others, where there are none."""
     known: int = 0
     """Images held out in name only: they are among the training images, and no reference."""
+    by_training: bool = False
+    """Whether `reference` are the training images, there being fewer than 8 others."""
 
     def numbers(self) -> dict[str, float]:
         """Plain numbers for a file of metrics."""
@@ -66,7 +68,7 @@ class Memorisation:
             "memorisation_similarity": float(np.median(self.generated.similarity)),
             "memorisation_similarity_held_out": float(np.median(self.reference.similarity)),
             "memorisation_n_generated": float(len(self.generated.index)),
-            "memorisation_n_held_out": float(len(self.reference.index)),
+            "memorisation_n_held_out": 0.0 if self.by_training else float(len(self.reference.index)),
             "memorisation_n_known": float(self.known),
         }
 
@@ -101,7 +103,7 @@ def memorisation(
     Raises
     ------
     UserError
-        Images of different size, fewer than 8 held-out (without them: training) images, or all of them the same.
+        Images of different size, fewer than 8 held-out (without them: different training) images.
 
     Notes
     -----
@@ -127,12 +129,16 @@ def memorisation(
     keys = pixel_keys(training)
     trained_on = set(keys)
     strange = np.array([key not in trained_on for key in pixel_keys(others)])
-    if strange.sum() >= 8:
+    by_training = bool(strange.sum() < 8)
+    if not by_training:
         reference = nearest_images(others[strange], training, seed)
     else:
         distinct = training[np.sort(np.unique(keys, return_index=True)[1])]
-        if len(distinct) < 2:
-            raise UserError("All training images are one: there is nothing to compare copies with.")
+        if len(distinct) < 8:
+            raise UserError(
+                f"A reference for copies needs at least 8 different training images, got {len(distinct)}, or as many "
+                "other real ones."
+            )
         reference = nearest_images(distinct, distinct, seed, leave_out_itself=True)
     known = 0 if held_out is None else int((~strange).sum())
     found = nearest_images(generated, training, seed)
@@ -140,7 +146,7 @@ def memorisation(
     rank = max(1, int(NEAREST_SHARE * n))
     threshold = float(np.sort(reference.similarity)[-rank])
     score = float((found.similarity > threshold).mean())
-    return Memorisation(score, rank / (n + 1), threshold, found, reference, known)
+    return Memorisation(score, rank / (n + 1), threshold, found, reference, known, by_training)
 
 
 def nearest_images(

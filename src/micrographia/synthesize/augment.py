@@ -39,8 +39,10 @@ _BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
 _LOBES = 3
 #: The largest p that is adapted to: beyond it, transformations begin to show in what is generated.
 _MOST = 0.8
-#: Steps between looks at unseen images, and updates between adjustments of p.
+#: Steps between looks at unseen images, and looks between adjustments of p.
 INTERVAL = 4
+#: Of the adaptive probability, in checkpoints.
+_STATE = ("p", "part", "whole", "images", "looks")
 
 
 @dataclass(frozen=True)
@@ -463,51 +465,62 @@ class AdaptiveProbability:
     learnt the training images by heart: r_v = (E[D(x)] - E[D(unseen)]) / (E[D(x)] - E[D(G z)]), or, where no real
     images are held out, the mean sign of its answers to training images, r_t = E[sign D(x)]. The latter is as
     large at the start of a short training, when the critic is ahead of the generator but knows no image by heart.
-    Every few steps p takes one step of fixed size towards more or less.
+    Every few looks p takes one step of fixed size towards more or less.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
         self.p = config.p
-        self._overfit: float | Tensor = 0.0
-        self._images = self._updates = 0.0
+        self._part: float | Tensor = 0.0
+        self._whole: float | Tensor = 0.0
+        self._images = self._looks = 0.0
 
-    def update(self, overfit: float | Tensor, images: int, device: torch.device) -> None:
+    def update(
+        self, part: float | Tensor, whole: float | Tensor, images: int, device: torch.device
+    ) -> float | None:
         """Take in what one look at the critic tells; every process calls it.
 
         Parameters
         ----------
-        overfit : float or tensor
-            Either measure, of this process's images.
+        part, whole : float or tensor
+            Numerator and denominator of the measure, of this process's images; 1 below a mean sign.
         images : int
             Training images that all processes together have seen since the last call.
         device : torch.device
             Over which the processes talk.
+
+        Returns
+        -------
+        float or None
+            The measure over the last `INTERVAL` looks, -1 to 1, after so many. It is one of means: ratios of single
+            looks would be noise where critic and generator are near their balance. 0 where the whole is not positive:
+            a critic that is wrong knows nothing by heart.
         """
-        if self.config.target == 0:
-            return
-        if (
-            distributed.rank_and_world()[1] > 1
-        ):  # the state is the same in all processes: one saves it for all
-            (overfit,) = distributed.mean_over_processes([float(overfit)], device)
-        # A GPU is waited for only where the number is needed.
-        self._overfit = self._overfit + overfit * images
+        # The state is the same in all processes: one saves it for all.
+        if distributed.rank_and_world()[1] > 1:
+            part, whole = distributed.mean_over_processes([float(part), float(whole)], device)
+        # A GPU is waited for only where the numbers are needed.
+        self._part, self._whole = self._part + part, self._whole + whole
         self._images += images
-        self._updates += 1
-        if self._updates < INTERVAL:
-            return
-        overfit = float(self._overfit) / self._images
-        step = self._images / self.config.adapt_images
-        self.p = min(_MOST, max(0.0, self.p + (step if overfit > self.config.target else -step)))
-        self._overfit = self._images = self._updates = 0.0
+        self._looks += 1
+        if self._looks < INTERVAL:
+            return None
+        part, whole = float(self._part), float(self._whole)
+        overfit = min(1.0, max(-1.0, part / whole)) if whole > 0 else 0.0
+        if self.config.target > 0:
+            step = self._images / self.config.adapt_images
+            self.p = min(_MOST, max(0.0, self.p + (step if overfit > self.config.target else -step)))
+        self._part = self._whole = self._images = self._looks = 0.0
+        return overfit
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed training needs."""
-        values = {"p": self.p, "overfit": self._overfit, "images": self._images, "updates": self._updates}
+        own = (self.p, self._part, self._whole, self._images, self._looks)
+        values = dict(zip(_STATE, own, strict=True))
         return {f"augment_{name}": torch.tensor(float(v), dtype=torch.float64) for name, v in values.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore :meth:`state`."""
-        self.p, self._overfit, self._images, self._updates = (
-            float(state[f"augment_{name}"]) for name in ("p", "overfit", "images", "updates")
+        self.p, self._part, self._whole, self._images, self._looks = (
+            float(state[f"augment_{name}"]) for name in _STATE
         )

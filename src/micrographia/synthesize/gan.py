@@ -264,7 +264,7 @@ class GAN:
     ) -> dict[str, float | Tensor]:
         config = self.config
         n = len(real)
-        transforms = [self._draw_transforms(images, draw) for images in (real, fake)]
+        transforms = [self._own_transforms(images, draw) for images in (real, fake)]
         weight = config.penalty_at(step)
         penalise = weight > 0
         relativistic = config.loss == "relativistic"
@@ -310,10 +310,11 @@ class GAN:
         if penalise:
             values["r1"] = told[1]
         if not unseen:
-            self.probability.update(told[2], draw.world, real.device)
+            self.probability.update(told[2], 1.0, draw.world, real.device)
         elif on_unseen is not None:
-            values["overfit"] = overfit = _overfit(told[3], on_unseen, told[4])
-            self.probability.update(overfit, INTERVAL * draw.world, real.device)
+            known, whole = told[3] - on_unseen, told[3] - told[4]
+            overfit = self.probability.update(known, whole, INTERVAL * draw.world, real.device)
+            values |= {} if overfit is None else {"overfit": overfit}
         return values | {"real_signs": told[2], "augment_p": self.probability.p}
 
     @torch.no_grad()
@@ -323,8 +324,13 @@ class GAN:
             return None
         images, labels = unseen
         critic: Any = self.networks["critic"]
-        shown = _seen(images, self._draw_transforms(images, draw), slice(len(images)))
-        return self._judge(shown, None if critic.classes is None else labels, 1).mean()
+        transforms = self._transforms(images, draw)  # each process asks about all of them
+
+        def judge(part: slice) -> Tensor:
+            shown = _seen(images[part], transforms, part)
+            return self._judge(shown, None if critic.classes is None else labels[part], 1)
+
+        return torch.cat([judge(part) for part in self._parts(len(images))]).mean()
 
     # ------------------------------------------------------------ generator
 
@@ -332,10 +338,10 @@ class GAN:
         self, real: Tensor, fakes: list[Tensor] | None, inputs: _Inputs, step: int, draw: _Draws
     ) -> dict[str, float | Tensor]:
         config = self.config
-        transforms = self._draw_transforms(real, draw)
+        transforms = self._own_transforms(real, draw)
         relativistic = config.loss == "relativistic"
         if relativistic:
-            real = _seen(real, self._draw_transforms(real, draw))
+            real = _seen(real, self._own_transforms(real, draw))
         measure = config.network == "stylegan2" and config.path_length > 0 and step % config.path_every == 0
         directions = draw.normal(*real.shape[1:]) if measure else real
         target = self.path_length.to(real.device)
@@ -429,13 +435,16 @@ class GAN:
             return torch.cat([critic(part, classes).float() for part in images.chunk(sets)])
         return critic(images, None if classes is None else classes.repeat(sets)).float()
 
-    def _draw_transforms(self, images: Tensor, draw: _Draws) -> Transforms | None:
+    def _transforms(self, images: Tensor, draw: _Draws) -> Transforms | None:
+        """What the joint batch of all processes is seen through; None where nothing is transformed."""
         p = self.probability.p
-        if p == 0:
-            return None
-        return draw.share(
-            draw_transforms(draw.world, images.shape[1:], p, self.config.augment, draw.generator)
-        )
+        shape = tuple(images.shape[1:])
+        return draw_transforms(draw.world, shape, p, self.config.augment, draw.generator) if p else None
+
+    def _own_transforms(self, images: Tensor, draw: _Draws) -> Transforms | None:
+        """This process's share of them."""
+        drawn = self._transforms(images, draw)
+        return None if drawn is None else draw.share(drawn)
 
     def _parts(self, n: int) -> list[slice]:
         """Parts of whole groups in which a batch of `n` is computed."""
@@ -444,7 +453,7 @@ class GAN:
             cpu = next(self.networks["critic"].parameters()).device.type == "cpu"
             parts = max(self.config.accumulate, 2 if cpu else 1)
         size = -(-n // (parts * GROUP)) * GROUP
-        return [slice(start, start + size) for start in range(0, n, size)]
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
     def _learn(self, name: str, terms: Sequence[Callable[[], tuple[Tensor, Tensor]]]) -> Tensor:
         """Let a network learn from the sum of all parts' losses; return the sum of what they tell."""
@@ -496,17 +505,6 @@ class _Draws:
 
     def share(self, drawn):
         return distributed.shard(drawn)
-
-
-def _overfit(training: Tensor, unseen: Tensor, generated: Tensor) -> Tensor:
-    """How much of the way from training to generated images the mean verdict on unseen real ones lies, -1 to 1."""
-    values = torch.stack([training, unseen, generated])
-    if distributed.rank_and_world()[1] > 1:  # of means over all images, not a mean of ratios
-        values = torch.tensor(distributed.mean_over_processes(values.tolist(), values.device))
-    training, unseen, generated = values
-    known = training > generated  # else the critic is wrong, and nothing can be said
-    gap = torch.where(known, training - generated, 1.0)
-    return torch.where(known, (training - unseen) / gap, 0.0).clamp(-1, 1)
 
 
 def _seen(images: Tensor, transforms: Transforms | None, part: slice = slice(None)) -> Tensor:

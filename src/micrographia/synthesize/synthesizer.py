@@ -129,10 +129,9 @@ class Synthesizer:
         spread = least_spread(shown_real) if config.variety else 0.0
         model = GAN(config, self.channels, len(self.classes), self.shape_px, seed, detail, spread)
 
-        group = GROUP * world
         asked = 0
         if unseen is not None and config.network == "stylegan2":
-            asked = min(batch, len(unseen) // group * group)
+            asked = min(batch, len(unseen) // GROUP * GROUP)
 
         def batches(step: int) -> tuple[Tensor, ...]:
             # Every image once before any comes again.
@@ -142,7 +141,7 @@ class Synthesizer:
                 return taken
             assert unseen is not None
             due = step % INTERVAL == 0  # asked about now and then, and only then cut and sent to the device
-            others = distributed.shard(_epochs(len(unseen), asked, step, seed)) if due else np.zeros(0, int)
+            others = _epochs(len(unseen), asked, step, seed) if due else np.zeros(0, int)
             return *taken, unseen.batch(others), torch.from_numpy(unseen.class_numbers[others])
 
         real = _features(shown_real.numpy())

@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 JUDGED_FROM = 1_000_000
 #: Images of the sheet that shows how a training goes on, and of those written at its end.
 SHOWN, WRITTEN = 24, 64
-#: Whole images are held out from this many on.
+#: From this many on, images judge; and whole files of them, or places in them, are held out.
 _MANY = 8
 
 
@@ -305,36 +305,57 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet
     """Training images, those to judge by, and whether the latter were held out.
 
     Whole files are held out where there are `_MANY` (frames of one are near copies of each other), else places in them,
-    without the training patches that overlap them; of classes, the same share of each.
+    without the training patches that overlap them, else blocks of successive frames; of classes, the same share of each.
+    An image under two names is held out under both.
     """
-    if len(images) < _MANY:
-        raise UserError(
-            f"{len(images)} images are too few to judge a model by: give at least {_MANY}, or cut more patches of each "
-            "(images.crops_per_image)."
-        )
     keys = np.array(pixel_keys(images.images))
-    if (keys == keys[0]).all():
+    distinct = len(np.unique(keys))
+    if distinct == 1 < len(keys):
         told = f"{images.names[0]}, {images.names[-1]}"
         raise UserError(f"All {len(images)} images are the same, pixel by pixel ({told}): give others.")
+    if distinct < _MANY:
+        told = f"{distinct} different images of {len(keys)}" if distinct < len(keys) else f"{distinct} images"
+        raise UserError(
+            f"{told} are too few to judge a model by: give at least {_MANY}, or cut more patches of each "
+            "(images.crops_per_image)."
+        )
     share = recipe.images.hold_out
     rng = np.random.default_rng([recipe.seed, 11])
-    files = np.array([re.sub(r"#\d+$", "", name) for name in images.names])  # without the number of the frame
-    by_file = len(np.unique(files)) >= _MANY
-    places = [f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)]
-    units = files if by_file else np.array(places)
+    frames = [re.fullmatch(r"(.*?)(?:#(\d+))?", name).groups() for name in images.names]
+    files = np.array([file for file, _ in frames])
+    places = np.array([f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)])
+    if len(np.unique(files)) >= _MANY:
+        units = files
+    elif len(np.unique(places)) >= _MANY:
+        units = places
+    else:
+        units = _blocks(files, np.array([int(frame or 0) for _, frame in frames]))
     labels = images.class_numbers
     held: list[str] = []
     for label in np.unique(labels):
         own = np.unique(units[labels == label])
         held += rng.choice(own, round(share * len(own)), replace=False).tolist()
     out = np.isin(units, held)
+    level = images.images.reshape(len(images), -1)
+    blank = (level == level[:, :1]).all(axis=1)  # are alike without being one image
+    out |= np.isin(keys, keys[out & ~blank])
     kept = ~out
-    if not by_file:
+    if units is places:
         kept &= ~_overlapping(images, files, out)
-    out &= ~np.isin(keys, keys[kept])  # the same image under two names
     if out.sum() < _MANY or kept.sum() < len(images) / 2:
         return images, images, False
     return images.part(kept), images.part(out), True
+
+
+def _blocks(files: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Which part of its stack each image is from; `_MANY` parts or more in all."""
+    names = np.unique(files)
+    parts = np.zeros(len(files), int)
+    for file in names:
+        own = files == file
+        numbers, order = np.unique(frames[own], return_inverse=True)
+        parts[own] = order * -(-_MANY // len(names)) // len(numbers)
+    return np.array([f"{file} {part}" for file, part in zip(files, parts, strict=True)])
 
 
 def _overlapping(images: TrainingSet, files: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class ImagesConfig:
     """Each folder in the given one holds a class; the model draws the class that it is told."""
     hold_out: float = 0.2
     """Share of the images that nothing is learnt from, to judge the samples by (and to steer augmentation): whole
-    images where there are eight or more, else patches."""
+    files where there are eight or more, else places in them, else blocks of successive frames."""
 
     def __post_init__(self) -> None:
         if (

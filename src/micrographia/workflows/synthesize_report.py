@@ -139,13 +139,15 @@ def numbers_table(found: Judgement) -> pd.DataFrame:
 
 
 def _told(copies: Memorisation) -> str:
-    known = f"{copies.known} of the real images are training images themselves and left out here. "
+    others = "training images" if copies.by_training else "real images"
+    too_few = "; too few others are there to compare with" if copies.by_training else " and left out here"
+    known = f"{copies.known} of the real images are training images themselves{too_few}. "
     return (
         (known if copies.known else "")
         + f"{100 * copies.score:.1f} % of the samples are more like some training image than all but the likest other "
-        f"real images are; {100 * copies.chance:.1f} % would be by chance. Many more mean that the "
+        f"{others} are; {100 * copies.chance:.1f} % would be by chance. Many more mean that the "
         "model repeats what it was shown. Likeness is the correlation under shifts, turns and mirrors (1 = a copy): "
-        f"median {np.median(copies.generated.similarity):.2f}, of those real images "
+        f"median {np.median(copies.generated.similarity):.2f}, of those {others} "
         f"{np.median(copies.reference.similarity):.2f}."
     )
 
