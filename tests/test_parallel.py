@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -46,6 +48,17 @@ def test_the_number_of_threads_changes_no_bit(network):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_threads_that_others_start_keep_their_number(network):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        backward_side_by_side(terms(network, 2), list(network.parameters()))
+        with ThreadPoolExecutor(1) as others:
+            assert others.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_term_need_not_use_every_parameter(network):

@@ -141,7 +141,7 @@ def _outcomes(
 def _mark(axes: Axes, sites: pd.DataFrame, colour: str, marker: str, label: str) -> None:
     opacity = 0.35 + 0.65 * sites["confidence"].to_numpy(float).clip(0, 1)
     # A dark rim below each mark keeps it visible on bright and dark ground alike.
-    for edge, weight, name in (("black", 3.2, None), (colour, 1.9, label)):
+    for edge, weight in (("black", 3.2), (colour, 1.9)):
         axes.scatter(
             sites["x_px"],
             sites["y_px"],
@@ -150,8 +150,11 @@ def _mark(axes: Axes, sites: pd.DataFrame, colour: str, marker: str, label: str)
             facecolors="none",
             edgecolors=[to_rgba(edge, alpha) for alpha in opacity],
             linewidths=weight,
-            label=name,
         )
+    # Of no site a scatter plot would leave the legend without a mark.
+    axes.plot(
+        [], [], marker, color=colour, markerfacecolor="none", markeredgewidth=1.9, markersize=8, label=label
+    )
 
 
 def _of_image(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
@@ -84,4 +85,15 @@ def _workers(functions: int, at_once: bool) -> int:
 
 @lru_cache(maxsize=4)
 def _pool(workers: int, threads_each: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "gradients", torch.set_num_threads, (threads_each,))
+    given, ready = torch.get_num_threads(), Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(threads_each)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(workers, "gradients", begin)
+    for _ in range(workers):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(given)  # or threads that others start later would have as few
+    return pool
