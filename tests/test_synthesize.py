@@ -92,7 +92,7 @@ def test_a_folder_becomes_a_model_samples_and_a_report(fitted):
     out, _ = fitted
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["training_images"] + metrics["judged_by"] == 60
-    assert metrics["held_out"] is True
+    assert metrics["held_out_by"] == "files"
     for name in (
         "fid",
         "kid",
@@ -419,106 +419,159 @@ def test_another_judgement_needs_no_other_training(fitted, capsys):
     assert "two_point_rms" not in json.loads((out / "metrics.json").read_text())
 
 
+def divided(images, *changes: str):
+    return _divided(images, load_recipe("stylegan2-ada", list(changes)))
+
+
 def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path):
     files = sorted(steel.glob("*.png"))[:4]
-    recipe = load_recipe("stylegan2-ada", ["images.hold_out=0.3"])
-    training, real, held_out = _divided(read_training_set(files, 16, crops_per_image=12), recipe)
-    assert not held_out  # of 32 px nearly every patch of 16 shares pixels with some other
+    overlapping = read_training_set(files, 16, crops_per_image=12)
+    # Of 32 px nearly every patch of 16 shares pixels with some other.
+    assert divided(overlapping, "images.hold_out=0.3").held_out_by == ""
     cover = read_training_set(files, 16)
-    cover = replace(
-        cover,
-        images=np.repeat(cover.images, 3, 0),
-        names=tuple(n for n in cover.names for _ in range(3)),
-        corners_px=np.repeat(cover.corners_px, 3, 0),
+    three = np.repeat(np.arange(len(cover)), 3)
+    levels = np.random.default_rng(0).integers(0, 256, (len(three), 1, 16, 16)).astype(np.uint8)
+    found = divided(replace(cover.part(three), images=levels), "images.hold_out=0.18")
+    assert found.held_out_by == "places"
+    taken, learnt = (
+        {(n, *c) for n, c in zip(t.names, t.corners_px.tolist(), strict=True)}
+        for t in (found.real, found.training)
     )
-    training, real, held_out = _divided(cover, load_recipe("stylegan2-ada", ["images.hold_out=0.18"]))
-    assert held_out
-    taken = {(n, *c) for n, c in zip(real.names, real.corners_px.tolist(), strict=True)}
-    assert not taken & {(n, *c) for n, c in zip(training.names, training.corners_px.tolist(), strict=True)}
+    assert not taken & learnt
 
 
 def movies_of(images) -> set[str]:
     return {name.partition("#")[0] for name in images.names}
 
 
-def frames_of(images) -> set[int]:
-    return {int(name.partition("#")[2]) for name in images.names}
+def frames_of(images, movie: str) -> set[int]:
+    return {int(name.partition("#")[2]) for name in images.names if name.startswith(movie)}
 
 
-def write_movies(folder: Path, n: int, frames: int) -> None:
-    rng = np.random.default_rng(0)
-    for k in range(n):
-        stack = rng.integers(0, 256, (1, 32, 32)) + rng.integers(-9, 10, (frames, 32, 32))
-        tifffile.imwrite(folder / f"movie-{k}.tif", stack.clip(0, 255).astype(np.uint8))
+def write_movies(folder: Path, *frames: int) -> None:
+    rng = np.random.default_rng(sum(frames))
+    folder.mkdir(exist_ok=True)
+    for k, n in enumerate(frames):
+        stack = rng.integers(0, 256, (1, 32, 32)) + rng.integers(-9, 10, (n, 32, 32))
+        tifffile.imwrite(
+            folder / f"movie-{k}.tif", stack.clip(0, 255).astype(np.uint8), photometric="minisblack"
+        )
 
 
 def test_frames_of_a_file_are_held_out_together(tmp_path):
-    write_movies(tmp_path, 10, 6)
-    training, real, held_out = _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))
-    assert held_out
-    assert len(movies_of(real)) == 2
-    assert not movies_of(real) & movies_of(training)
+    write_movies(tmp_path, *[6] * 10)
+    found = divided(read_training_set(tmp_path, 32))
+    assert found.held_out_by == "files"
+    assert len(movies_of(found.real)) == 2
+    assert not movies_of(found.real) & movies_of(found.training)
 
 
 def test_places_of_few_movies_are_held_out_in_all_frames(tmp_path):
-    write_movies(tmp_path, 4, 6)
-    training, real, held_out = _divided(read_training_set(tmp_path, 16), load_recipe("stylegan2-ada"))
-    assert held_out
+    write_movies(tmp_path, *[6] * 4)
+    found = divided(read_training_set(tmp_path, 16))
+    assert found.held_out_by == "places"
     sides = [
         {(n.partition("#")[0], *c) for n, c in zip(t.names, t.corners_px.tolist(), strict=True)}
-        for t in (training, real)
+        for t in (found.training, found.real)
     ]
     assert not sides[0] & sides[1]
-    assert len(training) + len(real) == 4 * 4 * 6
+    assert len(found.training) + len(found.real) == 4 * 4 * 6
 
 
-@pytest.mark.parametrize(("n", "frames"), [(1, 64), (3, 40), (7, 12)])
-def test_blocks_of_few_movies_of_one_place_are_held_out(tmp_path, n, frames):
-    write_movies(tmp_path, n, frames)
-    training, real, held_out = _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))
-    assert held_out
-    assert len(training) + len(real) == n * frames
-    assert 0.1 <= len(real) / (n * frames) <= 0.3
-    for movie in movies_of(real):
-        own = [t.part(np.array([name.startswith(movie) for name in t.names])) for t in (training, real)]
-        assert not frames_of(own[0]) & frames_of(own[1])
-        side = np.isin(np.arange(frames), list(frames_of(own[1])))
+@pytest.mark.parametrize("frames", [(64,), (40, 40, 40), (20,) * 7, (8, 400), (200, 1, 1, 1)])
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_blocks_of_few_movies_of_one_place_are_held_out(tmp_path, frames, share):
+    write_movies(tmp_path, *frames)
+    found = divided(read_training_set(tmp_path, 32), f"images.hold_out={share}")
+    if share * sum(frames) < 8:
+        assert found.held_out_by == ""
+        return
+    assert found.held_out_by == "frames"
+    assert len(found.training) + len(found.real) == sum(frames)
+    assert 0.5 * share <= len(found.real) / sum(frames) <= 1.6 * share
+    for movie, n in zip(sorted(movies_of(found.real)), frames, strict=False):
+        learnt, judges = (frames_of(t, movie) for t in (found.training, found.real))
+        assert not learnt & judges
+        side = np.isin(np.arange(n), list(judges))
         assert np.abs(np.diff(side.astype(int))).sum() <= 4, "whole blocks, not single frames"
 
 
+def test_every_class_is_held_out_in_part_and_learnt_in_part(tmp_path):
+    write_movies(tmp_path / "dim", 100)
+    write_movies(tmp_path / "lit", 30)
+    found = divided(read_training_set(tmp_path, 32, classes=True))
+    assert found.held_out_by == "frames"
+    for part, low, high in ((found.real, 0.1, 0.3), (found.training, 0.7, 0.9)):
+        counts = np.bincount(part.labels, minlength=2) / (100, 30)
+        assert (counts >= low).all()
+        assert (counts <= high).all()
+
+
+def test_a_class_of_one_image_is_learnt_from(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (60, 1, 16, 16)).astype(np.uint8)
+    levels[50:] = levels[50]
+    labels = np.repeat([0, 1], [50, 10])
+    found = divided(replace(made_up(levels), labels=labels, classes=("many", "one")))
+    assert found.held_out_by == "files"
+    assert (np.bincount(found.training.labels) == [40, 10]).all()
+    assert (found.real.labels == 0).all()
+    # Places of the only image of a class overlap: held out one by one, they would leave nothing to learn from.
+    for name, n, size in (("many", 6, 64), ("one", 1, 48)):
+        (tmp_path / name).mkdir()
+        for k in range(n):
+            image = np.random.default_rng([n, k]).integers(0, 256, (size, size)).astype(np.uint8)
+            tifffile.imwrite(tmp_path / name / f"{k}.tif", image)
+    assert divided(read_training_set(tmp_path, 32, classes=True)).held_out_by == ""
+
+
 def test_too_few_frames_judge_nothing(tmp_path):
-    write_movies(tmp_path, 1, 20)
-    assert not _divided(read_training_set(tmp_path, 32), load_recipe("stylegan2-ada"))[2]
+    write_movies(tmp_path, 20)
+    assert divided(read_training_set(tmp_path, 32)).held_out_by == ""
 
 
-def test_an_image_under_two_names_is_held_out_under_both(steel, tmp_path):
+def test_an_image_under_two_names_is_on_one_side_and_judges_once(steel, tmp_path):
     for path in steel.glob("*.png"):
         for copy in range(2):
             (tmp_path / f"{path.stem}-{copy}.png").write_bytes(path.read_bytes())
     both = read_training_set(tmp_path, 32)
-    training, real, held_out = _divided(both, load_recipe("stylegan2-ada"))
-    assert held_out
-    assert not set(pixel_keys(training.images)) & set(pixel_keys(real.images))
-    assert len(training) + len(real) == len(both)
+    found = divided(both)
+    assert found.held_out_by == "files"
+    keys = pixel_keys(found.real.images)
+    assert not set(pixel_keys(found.training.images)) & set(keys)
+    assert len(set(keys)) == len(keys) == 0.1 * len(both)
+    assert len(found.training) == 0.8 * len(both)
     one = tmp_path / "one"
     one.mkdir()
     for k in range(12):
         (one / f"{k}.png").write_bytes((steel / "field-00.png").read_bytes())
     with pytest.raises(UserError, match=r"All 12 images are the same, pixel by pixel \(0\.png, 11\.png\)"):
-        _divided(read_training_set(one, 32), load_recipe("stylegan2-ada"))
+        divided(read_training_set(one, 32))
     (one / "12.png").write_bytes((steel / "field-01.png").read_bytes())
-    with pytest.raises(UserError, match="2 different images of 13 are too few"):
-        _divided(read_training_set(one, 32), load_recipe("stylegan2-ada"))
+    with pytest.raises(UserError, match="2 different images are too few"):
+        divided(read_training_set(one, 32))
 
 
-def test_blank_patches_are_no_copies_of_each_other():
+def made_up(levels: np.ndarray, names: list[str] | None = None) -> TrainingSet:
+    """One patch of each of so many files."""
+    own = tuple(names or [f"{k}.png" for k in range(len(levels))])
+    return TrainingSet(levels, Window(0.0, 255.0, "uint8"), own, np.zeros((len(levels), 2), int))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blank_patches_are_no_copies_of_each_other(channels):
+    levels = np.random.default_rng(0).integers(0, 256, (160, channels, 16, 16)).astype(np.uint8)
+    levels[::2] = np.array([240, 10, 20])[:channels, None, None]
+    found = divided(made_up(levels))
+    assert (len(found.training), len(found.real)) == (128, 32)
+    # Blank ones alone judge nothing, and nothing is learnt from them.
+    levels[30:] = levels[0]
+    assert divided(made_up(levels)).held_out_by == ""
+
+
+def test_names_may_hold_anything():
     levels = np.random.default_rng(0).integers(0, 256, (80, 1, 16, 16)).astype(np.uint8)
-    levels[::2] = 0
-    window, corners = Window(0.0, 255.0, "uint8"), np.zeros((80, 2), int)
-    images = TrainingSet(levels, window, tuple(f"{k}.png" for k in range(80)), corners)
-    training, real, held_out = _divided(images, load_recipe("stylegan2-ada"))
-    assert held_out
-    assert (len(training), len(real)) == (64, 16)
+    assert divided(made_up(levels, [f"a\nb#{k}#.png" for k in range(80)])).held_out_by == "files"
+    assert divided(made_up(levels, [f"a\nb.tif#{k}" for k in range(80)])).held_out_by == "frames"
 
 
 def test_what_was_left_out_is_on_record_before_the_training(steel, tmp_path, monkeypatch):

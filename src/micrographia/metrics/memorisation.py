@@ -46,7 +46,7 @@ class Memorisation:
     """Whether generated images are copies of training images."""
 
     score: float
-    """Share of generated images nearer to a training image than the nearest 1 % of held-out real images."""
+    """Share of generated images nearer to a training image than the nearest 1 % of the `reference`."""
     chance: float
     """What `score` is on average if nothing was copied."""
     threshold: float
@@ -126,14 +126,15 @@ def memorisation(
     if len(others) < 8:
         what = "training images without held-out ones" if held_out is None else "held-out images"
         raise UserError(f"A reference for copies needs at least 8 {what}, got {len(others)}.")
-    keys = pixel_keys(training)
-    trained_on = set(keys)
-    strange = np.array([key not in trained_on for key in pixel_keys(others)])
-    by_training = bool(strange.sum() < 8)
+    keys, other_keys = pixel_keys(training), pixel_keys(others)
+    strange = ~np.isin(other_keys, keys)
+    new = _first(other_keys)
+    new = new[strange[new]]
+    by_training = len(new) < 8
     if not by_training:
-        reference = nearest_images(others[strange], training, seed)
+        reference = nearest_images(others[new], training, seed)
     else:
-        distinct = training[np.sort(np.unique(keys, return_index=True)[1])]
+        distinct = training[_first(keys)]
         if len(distinct) < 8:
             raise UserError(
                 f"A reference for copies needs at least 8 different training images, got {len(distinct)}, or as many "
@@ -215,6 +216,11 @@ def aligned_neighbours(training: np.ndarray, found: Neighbours, which: np.ndarra
 def pixel_keys(images: np.ndarray) -> list[int]:
     """The same number for images whose pixels are the same."""
     return [hash(image.tobytes()) for image in images]
+
+
+def _first(keys: list[int]) -> np.ndarray:
+    """Where each key stands first, in this order."""
+    return np.sort(np.unique(keys, return_index=True)[1])
 
 
 def _turned(image: np.ndarray, k: int) -> np.ndarray:

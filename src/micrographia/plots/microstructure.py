@@ -111,7 +111,8 @@ def neighbours_figure(
         panels[1, k].set_xlabel(f"number {found.generated.nearest[which[k]]}", fontsize=7, color="0.3")
     panels[0, 0].set_ylabel("generated", fontsize=9)
     panels[1, 0].set_ylabel("training", fontsize=9)
-    told = f"similarity; bold: more than {found.threshold:.2f}, as {100 * found.chance:.2g} % of new real images have"
+    others = "training images have with another" if found.by_training else "new real images have"
+    told = f"similarity; bold: more than {found.threshold:.2f}, as {100 * found.chance:.2g} % of {others}"
     figure.suptitle(told, fontsize=8, color="0.3")
     return figure
 

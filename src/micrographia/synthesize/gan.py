@@ -218,8 +218,8 @@ class GAN:
     ) -> dict[str, float | Tensor]:
         """Let critic and generator learn from real images ``[N, C, H, W]`` and their classes ``[N]``.
 
-        Further images and their classes, as many or fewer, are real ones that are never learnt from: they tell the
-        augmentation how much the critic knows by heart.
+        Further images and their classes, at most as many as all processes' batches hold and the same in each, are real ones
+        that are never learnt from: they tell the augmentation how much the critic knows by heart.
         """
         real, labels, *unseen = batch
         draw = _Draws(self.seed, step, len(real), real.device)
@@ -300,7 +300,7 @@ class GAN:
             )
             return share * loss, share * told
 
-        on_unseen = self._on_unseen(unseen, step, draw)  # by the critic as it is before this step
+        on_unseen = self._on_unseen(unseen, step, draw, n)  # by the critic as it is before this step
         told = self._learn("critic", [partial(judge, part) for part in self._parts(n)])
         values: dict[str, float | Tensor] = {
             "critic": told[0],
@@ -309,7 +309,7 @@ class GAN:
         }
         if penalise:
             values["r1"] = told[1]
-        if not unseen:
+        if not unseen and config.augment.target > 0:
             self.probability.update(told[2], 1.0, draw.world, real.device)
         elif on_unseen is not None:
             known, whole = told[3] - on_unseen, told[3] - told[4]
@@ -318,7 +318,7 @@ class GAN:
         return values | {"real_signs": told[2], "augment_p": self.probability.p}
 
     @torch.no_grad()
-    def _on_unseen(self, unseen: Sequence[Tensor], step: int, draw: _Draws) -> Tensor | None:
+    def _on_unseen(self, unseen: Sequence[Tensor], step: int, draw: _Draws, batch: int) -> Tensor | None:
         """Mean verdict on real images that are not learnt from, now and then; None where there are none."""
         if not unseen or step % INTERVAL:
             return None
@@ -330,7 +330,7 @@ class GAN:
             shown = _seen(images[part], transforms, part)
             return self._judge(shown, None if critic.classes is None else labels[part], 1)
 
-        return torch.cat([judge(part) for part in self._parts(len(images))]).mean()
+        return torch.cat([judge(part) for part in self._parts(len(images), batch)]).mean()
 
     # ------------------------------------------------------------ generator
 
@@ -446,13 +446,13 @@ class GAN:
         drawn = self._transforms(images, draw)
         return None if drawn is None else draw.share(drawn)
 
-    def _parts(self, n: int) -> list[slice]:
-        """Parts of whole groups in which a batch of `n` is computed."""
+    def _parts(self, n: int, batch: int | None = None) -> list[slice]:
+        """Parts of whole groups in which `n` images are computed, as large as those of a batch (of `n`)."""
         parts = 1
         if self.config.network == "stylegan2":
             cpu = next(self.networks["critic"].parameters()).device.type == "cpu"
             parts = max(self.config.accumulate, 2 if cpu else 1)
-        size = -(-n // (parts * GROUP)) * GROUP
+        size = -(-(batch or n) // (parts * GROUP)) * GROUP
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
     def _learn(self, name: str, terms: Sequence[Callable[[], tuple[Tensor, Tensor]]]) -> Tensor:

@@ -6,8 +6,9 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ class Synthesis:
     """The training images as the networks see them, ``[N, C, H, W]`` in -1 ... 1."""
     real: np.ndarray
     """``[N, C, H, W]`` in -1 ... 1: the images that judge, held out where there are enough."""
-    held_out: bool
+    held_out_by: Literal["files", "places", "frames", ""]
     samples: np.ndarray
     """``[M, C, H, W]``, of the seeds from `JUDGED_FROM` on."""
     looks: list[tuple[int, np.ndarray]]
@@ -117,7 +118,8 @@ def fit_synthesizer(
         (config.height_px or edge, config.width_px or edge), config.binning, say, recipe.pixel_size_A or None,
         config.scale_each,
     )  # fmt: skip
-    training, real, held_out = _divided(everything, recipe)
+    divided = _divided(everything, recipe)
+    training, real = divided.training, divided.real
     # What would fail after the training fails now.
     if len(training) < recipe.gan.batch <= len(everything):
         raise UserError(
@@ -151,7 +153,9 @@ def fit_synthesizer(
     def work(folder: Path) -> None:
         model = Synthesizer(recipe.gan)
         try:
-            result = model.fit(training, folder, recipe.seed, str(device), watch, real if held_out else None)
+            # Neighbours in time of what is learnt from do not tell whether that is known by heart.
+            unseen = real if divided.held_out_by in ("files", "places") else None
+            result = model.fit(training, folder, recipe.seed, str(device), watch, unseen)
         except TrainingDiverged as error:
             if model.generator is None:
                 raise
@@ -176,13 +180,14 @@ def fit_synthesizer(
     samples, labels, seeds = draw_for_judging(model, training, recipe.judge.samples, str(device))
     say(f"judging {len(samples)} samples by {len(real)} real images")
     judged_by = real.batch(slice(None)).numpy()
-    learnt = training.batch(slice(None)).numpy() if held_out else judged_by
+    learnt = training.batch(slice(None)).numpy() if divided.held_out_by else judged_by
     judgement = judge(
         judged_by, samples, learnt, recipe.judge, recipe.seed, (real.class_numbers, labels, training.classes),
         training.pixel_size_A,
     )  # fmt: skip
     numbers = judgement.numbers | {
-        "seed": recipe.seed, "training_images": len(training), "judged_by": len(real), "held_out": held_out,
+        "seed": recipe.seed, "training_images": len(training), "judged_by": len(real),
+        "held_out_by": divided.held_out_by or "nothing",
         "best_step": int((stage / "best.txt").read_text()), "pixel_size_A": training.pixel_size_A,
         "images_left_out": left_out, "versions": versions(),
     }  # fmt: skip
@@ -198,7 +203,7 @@ def fit_synthesizer(
         for path in sorted(looks.glob("step-*.npy"))
     ]
     found = Synthesis(
-        model, recipe, training, learnt, judged_by, held_out, samples, shown,
+        model, recipe, training, learnt, judged_by, divided.held_out_by, samples, shown,
         pd.read_csv(stage / "history.csv"), numbers["best_step"], judgement, run.path,
     )  # fmt: skip
     write_synthesis_report(found)
@@ -301,61 +306,87 @@ def provenance_of(model: Synthesizer, path: Path, label: str | None = None) -> d
     return told | {"weights": weights_key(model.generator)} if model.generator is not None else told
 
 
-def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> tuple[TrainingSet, TrainingSet, bool]:
-    """Training images, those to judge by, and whether the latter were held out.
+@dataclass(frozen=True)
+class _Division:
+    """Images to learn from, and others to judge by: the same where none can be held out."""
 
-    Whole files are held out where there are `_MANY` (frames of one are near copies of each other), else places in them,
-    without the training patches that overlap them, else blocks of successive frames; of classes, the same share of each.
-    An image under two names is held out under both.
+    training: TrainingSet
+    real: TrainingSet
+    held_out_by: Literal["files", "places", "frames", ""]
+    """What was held out as a whole: files; places in them, with all that overlaps; successive frames of movies, whose
+    neighbours in time are learnt from; nothing."""
+
+
+def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> _Division:
+    """Hold a share of the images out, of classes the same share of each.
+
+    Files are held out as wholes (frames of one are near copies of each other) where there are `_MANY`, and enough of each
+    class; else places, else successive frames. An image under two names is held out, or learnt from, under both, and
+    judges once; blank patches are not taken for one image.
     """
-    keys = np.array(pixel_keys(images.images))
-    distinct = len(np.unique(keys))
-    if distinct == 1 < len(keys):
+    _, first, which = np.unique(pixel_keys(images.images), return_index=True, return_inverse=True)
+    if len(first) == 1 < len(images):
         told = f"{images.names[0]}, {images.names[-1]}"
         raise UserError(f"All {len(images)} images are the same, pixel by pixel ({told}): give others.")
-    if distinct < _MANY:
-        told = f"{distinct} different images of {len(keys)}" if distinct < len(keys) else f"{distinct} images"
+    if len(first) < _MANY:
+        told = f"{len(first)} different images" if len(first) < len(images) else f"{len(first)} images"
         raise UserError(
             f"{told} are too few to judge a model by: give at least {_MANY}, or cut more patches of each "
             "(images.crops_per_image)."
         )
-    share = recipe.images.hold_out
-    rng = np.random.default_rng([recipe.seed, 11])
-    frames = [re.fullmatch(r"(.*?)(?:#(\d+))?", name).groups() for name in images.names]
-    files = np.array([file for file, _ in frames])
+    share, labels = recipe.images.hold_out, images.class_numbers
+    nothing = _Division(images, images, "")
+    if share == 0:
+        return nothing
+    blank = (images.images.min(axis=(2, 3)) == images.images.max(axis=(2, 3))).all(axis=1)
+    files, units = _units(images, share)
+    ways: dict[Literal["files", "places", "frames"], np.ndarray] = {}
+    for way, unit in units.items():
+        unit = np.where(blank, unit, unit[first[which]])
+        if len(np.unique(unit)) >= _MANY:
+            ways[way] = _chosen(unit, labels, share, np.random.default_rng([recipe.seed, 11]))
+    if not ways:
+        return nothing
+    by = max(ways, key=lambda way: len(np.unique(labels[ways[way]])))  # the coarsest that serves most classes
+    held = ways[by]
+    kept = ~held
+    if by == "places":
+        kept &= ~_overlapping(images, files, held)
+    once = np.zeros(len(images), bool)
+    once[np.unique(np.where(held, which, -1), return_index=True)[1]] = True
+    judges = held & (once | blank)
+    enough = min(len(np.unique(which[judges])), len(np.unique(which[kept]))) >= _MANY
+    if not enough or kept.sum() < len(images) / 2 or set(labels[kept]) != set(labels):
+        return nothing
+    return _Division(images.part(kept), images.part(judges), by)
+
+
+def _units(
+    images: TrainingSet, share: float
+) -> tuple[np.ndarray, dict[Literal["files", "places", "frames"], np.ndarray]]:
+    """The file of each image, and what is held out as a whole, coarse to fine: files, places in them, frames."""
+    names = [[*re.split(r"#(\d+)\Z", name), "0"][:2] for name in images.names]
+    files, frames = np.array([name[0] for name in names]), np.array([int(name[1]) for name in names])
     places = np.array([f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)])
-    if len(np.unique(files)) >= _MANY:
-        units = files
-    elif len(np.unique(places)) >= _MANY:
-        units = places
-    else:
-        units = _blocks(files, np.array([int(frame or 0) for _, frame in frames]))
-    labels = images.class_numbers
+    blocks = files.astype(object)
+    for label in np.unique(images.class_numbers):
+        own = images.class_numbers == label
+        each = own.sum() / max(_MANY, 1 / share)  # images of a block
+        for file in np.unique(files[own]):
+            of_file = own & (files == file)
+            numbers, order = np.unique(frames[of_file], return_inverse=True)
+            parts = ceil(of_file.sum() / each)
+            blocks[of_file] = [f"{file} {block}" for block in order * parts // len(numbers)]
+    return files, {"files": files, "places": places, "frames": blocks}
+
+
+def _chosen(units: np.ndarray, labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which images are held out: a share of the units of each class, at random."""
     held: list[str] = []
     for label in np.unique(labels):
         own = np.unique(units[labels == label])
         held += rng.choice(own, round(share * len(own)), replace=False).tolist()
-    out = np.isin(units, held)
-    level = images.images.reshape(len(images), -1)
-    blank = (level == level[:, :1]).all(axis=1)  # are alike without being one image
-    out |= np.isin(keys, keys[out & ~blank])
-    kept = ~out
-    if units is places:
-        kept &= ~_overlapping(images, files, out)
-    if out.sum() < _MANY or kept.sum() < len(images) / 2:
-        return images, images, False
-    return images.part(kept), images.part(out), True
-
-
-def _blocks(files: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Which part of its stack each image is from; `_MANY` parts or more in all."""
-    names = np.unique(files)
-    parts = np.zeros(len(files), int)
-    for file in names:
-        own = files == file
-        numbers, order = np.unique(frames[own], return_inverse=True)
-        parts[own] = order * -(-_MANY // len(names)) // len(numbers)
-    return np.array([f"{file} {part}" for file, part in zip(files, parts, strict=True)])
+    return np.isin(units, held)
 
 
 def _overlapping(images: TrainingSet, files: np.ndarray, out: np.ndarray) -> np.ndarray:

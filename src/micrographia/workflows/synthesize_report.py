@@ -33,11 +33,16 @@ def write_synthesis_report(found: Synthesis) -> None:
     made = provenance_of(found.model, found.folder / "model.safetensors")
     drawn = made | {"first_seed": JUDGED_FROM}
     judgement_sections(report, found.judgement, found.real, found.samples, found.learnt, drawn)
-    if not found.held_out:
+    if not found.held_out_by:
         report.sections[0].warning(
             "The images that judge are those that the model learnt from: none could be held out (images.hold_out, too few "
             "files, or frames and patches of them that overlap). Copies would score best of all; look at the samples, and "
             "at more images."
+        )
+    if found.held_out_by == "frames":
+        report.sections[0].warning(
+            "The images that judge are frames of the very movies that the model learnt from. Where a movie hardly changes, "
+            "they are near copies of what was learnt: copies then score best of all, and pass for chance under *Copies?*."
         )
     failures = found.training.failures
     if failures:
