@@ -193,6 +193,27 @@ def test_comparison_tells_the_different_from_the_equal():
     assert more.real_fraction_interval[0] < 0.4 < more.real_fraction_interval[1]
     assert more.generated_fraction_interval[0] < 0.5 < more.generated_fraction_interval[1]
     assert compare_microstructures(real, blobs(150, seed=1)).numbers() == equal.numbers()  # seeded
+    for found in (equal, finer, more):
+        table = found.table().dropna()
+        assert (table["low"] <= table["value"]).all()
+        assert (table["value"] <= table["high"]).all()
+
+
+def test_intervals_of_differences_hold_what_more_images_show():
+    """Of twenty pairs of small sets, whose difference large sets know, few intervals may miss it."""
+    many = compare_microstructures(
+        blobs(800), blobs(800, sigma=(2.0, 2.0), p=0.5, seed=1), n_bootstrap=10
+    ).numbers()
+    names = ("phase_fraction_error", "phase_fraction_distance", "two_point_rms", "lineal_path_rms")
+    held = dict.fromkeys(names, 0)
+    for k in range(20):
+        real, other = blobs(40, seed=10 + k), blobs(40, sigma=(2.0, 2.0), p=0.5, seed=50 + k)
+        few = compare_microstructures(real, other, seed=k).numbers()
+        for name in names:
+            low, high = few[f"{name}_interval"]
+            held[name] += low <= many[name] <= high
+            assert high - low < many[name]  # wide enough by being narrow, too
+    assert min(held.values()) >= 16, held
 
 
 def test_comparison_sees_anisotropy_and_lost_variety():

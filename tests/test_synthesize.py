@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from micrographia.cli.main import main
@@ -241,6 +242,37 @@ def test_a_real_image_has_a_code(steel, fitted, tmp_path):
     assert main([*words, "--out", str(tmp_path / "p")]) == 0
     assert np.load(tmp_path / "p" / "style.npy").shape == (8,)
     assert read_provenance(tmp_path / "p" / "projected.png")["projection_of"] == "field-00.png"
+
+
+def test_a_way_between_real_images(steel, fitted, tmp_path, monkeypatch, capsys):
+    run = str(fitted[0])
+    for k in (0, 1):
+        words = ["synthesize", "project", run, str(steel / f"field-0{k}.png"), "--steps", "3"]
+        assert main([*words, "--out", str(tmp_path / f"p{k}")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["synthesize", "interpolate", run, "p0", "p1/style.npy", "--steps", "3"]) == 0
+    frames = sorted(Path("path-p0-style.npy").glob("*.png"))
+    told = read_provenance(frames[1])
+    assert (told["from_projection_of"], told["to_projection_of"]) == ("field-00.png", "field-01.png")
+    model = Synthesizer.load(fitted[0] / "model.safetensors")
+    ends = torch.from_numpy(np.stack([np.load(f"p{k}/style.npy") for k in (0, 1)]))
+    for drawn, frame in zip(model.draw_styles(ends), (frames[0], frames[2]), strict=True):
+        np.testing.assert_array_equal(model.window.restore(drawn)[0], read_stored(frame)[0].data)
+    assert main(["synthesize", "interpolate", run, "7", "p1", "--steps", "3", "--out", "mixed"]) == 0
+    assert read_provenance(sorted(Path("mixed").glob("*.png"))[0])["from_seed"] == 7
+    capsys.readouterr()
+    note = json.loads(Path("p0/style.json").read_text())
+    note["metadata"]["micrographia"]["weights"] = "another"
+    Path("p0/style.json").write_text(json.dumps(note))
+    for words, message in (
+        (["p0", "3"], "style of another model"),
+        (["3", str(steel / "field-00.png")], "is no style"),
+        (["3", "nowhere"], "no such file"),
+        (["3", "p1", "--space", "z"], 'lies in space "w"'),
+    ):
+        assert main(["synthesize", "interpolate", run, *words, "--out", "none"]) == 2
+        assert message in capsys.readouterr().err
+        assert not Path("none").exists()
 
 
 def test_evaluate_models_and_folders(steel, fitted, tmp_path, capsys):

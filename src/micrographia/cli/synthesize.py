@@ -90,12 +90,16 @@ def _add_interpolate(actions: Any) -> None:
         actions, "interpolate", "Draw the way between two images",
         """micrographia synthesize interpolate my-model 3 8 --video                  path-3-8.gif
         micrographia synthesize interpolate my-model 3 8 --video --out path.mp4
+        micrographia synthesize interpolate my-model projected-1/ projected-2/ --video   between two real images
         micrographia synthesize interpolate my-model 3 8 --steps 9 --space z --linear --out frames/""",
         run_interpolate,
     )  # fmt: skip
     _add_model(path)
-    path.add_argument("start", type=seed_number, metavar="A", help="seed of the first image")
-    path.add_argument("end", type=seed_number, metavar="B", help="seed of the last image")
+    path.add_argument(
+        "start", type=_seed_or_style, metavar="A",
+        help="seed of the first image, or the folder that project wrote of a real one",
+    )  # fmt: skip
+    path.add_argument("end", type=_seed_or_style, metavar="B", help="of the last image, the same")
     path.add_argument("--steps", type=positive, default=60, metavar="N", help="images on the way [60]")
     path.add_argument("--space", choices=("z", "w"), default="w", help="between codes or styles [w]")
     path.add_argument(
@@ -198,6 +202,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder or its model.safetensors")
 
 
+def _seed_or_style(text: str) -> int | Path:
+    """A seed, or (anything that is no number) the path of a style."""
+    try:
+        int(text)
+    except ValueError:
+        return Path(text)
+    return seed_number(text)
+
+
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truncation", type=float, default=1.0, metavar="T",
@@ -254,7 +267,9 @@ def run_interpolate(arguments: argparse.Namespace) -> None:
     from micrographia.errors import UserError
     from micrographia.workflows.synthesize_steps import interpolate
 
-    name = f"path-{arguments.start}-{arguments.end}"
+    name = "-".join(
+        ["path", *(e.name if isinstance(e, Path) else str(e) for e in (arguments.start, arguments.end))]
+    )
     out = arguments.out or Path(f"{name}.gif" if arguments.video else name)
     if arguments.video and out.suffix.lower() not in (".gif", ".mp4"):
         raise UserError(f"{out}: a video needs a name that ends with .gif or .mp4.")

@@ -274,8 +274,9 @@ def compare_sets(
     extractor : FeatureExtractor, optional
         `physical_extractor` by default.
     splits : int
-        Random halvings of the real set for the noise floors (their mean). Halves have fewer samples than the
-        sets, so the floor of the (biased) Fréchet distance is on the high side.
+        Random halvings of the real set for the noise floors (their mean). Where halves have fewer samples than the
+        sets, the floor of the (biased) Fréchet distance is on the high side; where the other set is smaller than they
+        are, on the low side.
     n_bootstrap : int
         Resamples of both sets for the intervals. With a 2048-dimensional extractor and thousands of images
         each costs seconds.

@@ -9,7 +9,7 @@ image is periodic. All describe the bright phase; for the dark one give ``~masks
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -363,6 +363,8 @@ class Measure:
     generated: Band
     difference: float
     """One number for how far the curves are apart; NaN where one of them is not defined."""
+    interval: tuple[float, float]
+    """Its 95 % interval."""
     floor: float
     """The same number between halves of the real set."""
 
@@ -378,29 +380,40 @@ class MicrostructureComparison:
     generated_fraction: np.ndarray
     fraction_error: float
     """Absolute difference of the mean phase fractions."""
+    fraction_error_interval: tuple[float, float]
     fraction_error_floor: float
     real_fraction_interval: tuple[float, float]
     """95 % interval of the mean phase fraction."""
     generated_fraction_interval: tuple[float, float]
     pixel_size_A: float | None = None
 
-    def numbers(self) -> dict[str, float]:
-        """Plain numbers for a file of metrics; what is not defined (no whole particle) is left out."""
-        out = {
+    def numbers(self) -> dict[str, Any]:
+        """Plain numbers (and intervals) for a file of metrics; what is not defined (no whole particle) is left out."""
+        out: dict[str, Any] = {
             "n_real": float(len(self.real_fraction)),
             "n_generated": float(len(self.generated_fraction)),
             "phase_fraction_real": float(self.real_fraction.mean()),
+            "phase_fraction_real_interval": self.real_fraction_interval,
             "phase_fraction_generated": float(self.generated_fraction.mean()),
+            "phase_fraction_generated_interval": self.generated_fraction_interval,
         }
-        for row in self.table().itertuples():
-            out |= {str(row.measure): float(row.value), f"{row.measure}_floor": float(row.floor)}
-        return {name: value for name, value in out.items() if np.isfinite(value)}
+        for measure, value, low, high, floor in self.table().itertuples(index=False):
+            out |= {
+                measure: float(value),
+                f"{measure}_interval": (low, high),
+                f"{measure}_floor": float(floor),
+            }
+        return {name: value for name, value in out.items() if np.isfinite(value).all()}
 
     def table(self) -> pd.DataFrame:
-        """One row per number: measure, value, floor (between halves of the real set)."""
-        rows = [("phase_fraction_error", self.fraction_error, self.fraction_error_floor)]
-        rows += [(f"{name}_{_ending(name)}", m.difference, m.floor) for name, m in self.measures.items()]
-        return pd.DataFrame(rows, columns=["measure", "value", "floor"])
+        """One row per number: measure, value, its 95 % interval, floor (between halves of the real set)."""
+        error = self.fraction_error, *self.fraction_error_interval, self.fraction_error_floor
+        rows = [("phase_fraction_error", *error)]
+        rows += [
+            (f"{name}_{_ending(name)}", m.difference, *m.interval, m.floor)
+            for name, m in self.measures.items()
+        ]
+        return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "floor"])
 
 
 #: Measures that are a probability at every length; the others are distributions.
@@ -474,10 +487,10 @@ def compare_microstructures(
     smallest_px : int
         Of particles, in pixels of area.
     n_bootstrap : int
-        Resamples of the images of each set for the bands.
+        Resamples of the images of each set for the bands and intervals.
     splits : int
-        Random halvings of the real set for the noise floors (their mean). Halves have fewer images than the
-        sets, so floors are on the high side.
+        Random halvings of the real set for the noise floors (their mean). Where halves have fewer images than the
+        sets, floors are on the high side; where the generated set is smaller than they are, on the low side.
 
     Returns
     -------
@@ -494,7 +507,8 @@ def compare_microstructures(
 
     Notes
     -----
-    Patches of one image are not independent: bands and floors are then too narrow.
+    Resampling makes sets look less alike: the bootstrap distribution of a number is shifted to it before its quantiles
+    are taken. Patches of one image are not independent: bands, intervals and floors are then too narrow.
     """
     real, generated = _check_masks(real), _check_masks(generated)
     if min(len(real), len(generated)) < 8:
@@ -511,20 +525,28 @@ def compare_microstructures(
     halves = np.array([rng.permutation(len(real)) < len(real) // 2 for _ in range(splits)])
 
     fractions = phase_fraction(real), phase_fraction(generated)
-    means = [_quantiles(w @ x[:, None] / len(x)) for x, w in zip(fractions, counts, strict=True)]
+    means = [w @ x[:, None] / len(x) for x, w in zip(fractions, counts, strict=True)]
+    intervals = [_quantiles(m) for m in means]
+    error = float(abs(fractions[0].mean() - fractions[1].mean()))
     between_halves = [(fractions[0][half], fractions[0][~half]) for half in halves]
     low, high = np.quantile(np.concatenate(fractions), [0, 1]) + np.array([-0.005, 0.005])
     edges = np.linspace(low, high, FRACTION_CLASSES + 1)
     bands = [
-        _band(np.eye(FRACTION_CLASSES)[np.digitize(x, edges) - 1] / np.diff(edges), w, density=False)
+        _band(np.eye(FRACTION_CLASSES)[np.digitize(x, edges) - 1] / np.diff(edges), w, density=False)[0]
         for x, w in zip(fractions, counts, strict=True)
+    ]
+    distance = float(wasserstein_distance(*fractions))
+    resampled = [
+        wasserstein_distance(*fractions, u_weights=one, v_weights=two)
+        for one, two in zip(*counts, strict=True)
     ]
     measures = {
         "phase_fraction": Measure(
             (edges[1:] + edges[:-1]) / 2,
             bands[0],
             bands[1],
-            float(wasserstein_distance(*fractions)),
+            distance,
+            _about(distance, np.array(resampled)),
             float(np.mean([wasserstein_distance(*pair) for pair in between_halves])),
         )
     }
@@ -535,18 +557,20 @@ def compare_microstructures(
     ):
         density = not name.startswith(_PROBABILITIES)
         apart = _earth_movers if density else _rms
-        one, two = _band(a, counts[0], density), _band(b, counts[1], density)
+        (one, ones), (two, twos) = _band(a, counts[0], density), _band(b, counts[1], density)
         floors = apart(_mean_curve(a, halves, density), _mean_curve(a, ~halves, density))
         floor = floors[np.isfinite(floors)].mean() if np.isfinite(floors).any() else np.nan
         difference = float(apart(one.value, two.value))
-        measures[name] = Measure(np.arange(reach + 1.0), one, two, difference, float(floor))
+        interval = _about(difference, apart(ones, twos))
+        measures[name] = Measure(np.arange(reach + 1.0), one, two, difference, interval, float(floor))
     return MicrostructureComparison(
         measures,
         *fractions,
-        fraction_error=float(abs(fractions[0].mean() - fractions[1].mean())),
+        fraction_error=error,
+        fraction_error_interval=_about(error, np.abs(means[0] - means[1])[:, 0]),
         fraction_error_floor=float(np.mean([abs(a.mean() - b.mean()) for a, b in between_halves])),
-        real_fraction_interval=(float(means[0][0][0]), float(means[0][1][0])),
-        generated_fraction_interval=(float(means[1][0][0]), float(means[1][1][0])),
+        real_fraction_interval=(float(intervals[0][0][0]), float(intervals[0][1][0])),
+        generated_fraction_interval=(float(intervals[1][0][0]), float(intervals[1][1][0])),
         pixel_size_A=pixel_size_A,
     )
 
@@ -576,9 +600,20 @@ def _mean_curve(curves: np.ndarray, counts: np.ndarray, density: bool) -> np.nda
     return np.divide(total, by, out=np.full(total.shape, np.nan), where=by > 0)
 
 
-def _band(curves: np.ndarray, counts: np.ndarray, density: bool) -> Band:
+def _band(curves: np.ndarray, counts: np.ndarray, density: bool) -> tuple[Band, np.ndarray]:
+    """The mean curve with its band, and that of every resample, ``[B, L]``."""
     value = _mean_curve(curves, np.ones((1, len(curves))), density)[0]
-    return Band(value, *_quantiles(_mean_curve(curves, counts, density)))
+    draws = _mean_curve(curves, counts, density)
+    return Band(value, *_quantiles(draws)), draws
+
+
+def _about(distance: float, resampled: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a distance from those of resamples, which are on the high side."""
+    resampled = resampled[np.isfinite(resampled)]
+    if not len(resampled):
+        return float("nan"), float("nan")
+    low, high = _quantiles(resampled[:, None])[:, 0] + distance - resampled.mean()
+    return max(float(low), 0.0), float(high)
 
 
 def _quantiles(draws: np.ndarray) -> np.ndarray:

@@ -256,8 +256,8 @@ class Synthesizer:
 
     def interpolate(
         self,
-        start: int,
-        end: int,
+        start: int | Tensor,
+        end: int | Tensor,
         steps: int = 60,
         space: Literal["z", "w"] = "z",
         spherical: bool | None = None,
@@ -265,10 +265,12 @@ class Synthesizer:
         label: str | int | None = None,
         device: str = "auto",
     ) -> np.ndarray:
-        """Images ``[steps, C, H, W]`` on the way between two seeds.
+        """Images ``[steps, C, H, W]`` on the way between two images.
 
         Parameters
         ----------
+        start, end : int, or tensor ``[latent]``
+            Seeds, or styles (of projected images, say; in space "w").
         space : "z" or "w"
             Between codes, or between styles (StyleGAN2 only).
         spherical : bool, optional
@@ -277,8 +279,13 @@ class Synthesizer:
         network = self._ready(device)
         path = spherical_path if on_circle(space, spherical) else linear_path
         if space == "w":
-            a, b = self.styles([start, end], label, device)
-            return self.draw_styles(path(a, b, steps), start, truncation, label, device)
+            a, b = (
+                self.styles([end], label, device)[0] if isinstance(end, int) else end for end in (start, end)
+            )
+            noise_seed = start if isinstance(start, int) else 0
+            return self.draw_styles(path(a, b, steps), noise_seed, truncation, label, device)
+        if not (isinstance(start, int) and isinstance(end, int)):
+            raise UserError('interpolate: a style has no code z; the way to it lies in space "w".')
         a, b = codes_of([start, end], network.latent)
         return _draw(network, [start] * steps, self._labels(label, steps), truncation, path(a, b, steps))
 

@@ -102,7 +102,7 @@ def judgement_sections(
         differences = found.microstructure.table()
         learnt = [n.get(f"{name}_training", np.nan) for name in differences["measure"]]
         if np.isfinite(learnt).any():
-            differences.insert(2, "training images", learnt)
+            differences.insert(4, "training images", learnt)
         phases.table(differences, "Differences, and the same between halves of the real images")
         phases.figure(
             "microstructure",

@@ -17,6 +17,7 @@ from micrographia.files import atomic_path, find_files
 from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_provenance, read_stored, write_array, write_image
 from micrographia.micrograph import Micrograph
+from micrographia.nets.weights import weights_key
 from micrographia.plots.synthesis import as_pictures, seeds_figure, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import (
@@ -83,8 +84,8 @@ def sample(
 
 def interpolate(
     model: Path,
-    start: int,
-    end: int,
+    start: int | Path,
+    end: int | Path,
     out: Path,
     steps: int = 60,
     space: Literal["z", "w"] = "w",
@@ -94,8 +95,9 @@ def interpolate(
     frames_per_second: int = 20,
     device: str = "auto",
 ) -> Path:
-    """Write the way between two seeds: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``.
+    """Write the way between two images: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``.
 
+    `start`, `end`: seeds, or what `project` wrote of a real image (``style.npy``, or its folder).
     `linear`: along a straight line or a great circle; None: see `on_circle`.
     """
     set_threads()
@@ -104,11 +106,19 @@ def interpolate(
     if synthesizer.config.network == "dcgan":
         space = "z"
     spherical = on_circle(space, None if linear is None else not linear)
-    images = synthesizer.interpolate(start, end, steps, space, spherical, truncation, label, device)
-    told = {
-        "from_seed": start, "to_seed": end, "space": space, "path": "great circle" if spherical else "straight",
-        "truncation": truncation,
+    told: dict[str, Any] = {
+        "space": space, "path": "great circle" if spherical else "straight", "truncation": truncation,
     }  # fmt: skip
+    ends: list[int | torch.Tensor] = []
+    for name, given in (("from", start), ("to", end)):
+        if isinstance(given, int):
+            ends.append(given)
+            told[f"{name}_seed"] = given
+        else:
+            style, projected = _read_style(given, synthesizer)
+            ends.append(style)
+            told[f"{name}_projection_of"] = projected
+    images = synthesizer.interpolate(ends[0], ends[1], steps, space, spherical, truncation, label, device)
     provenance = provenance_of(synthesizer, file, label) | told
     if out.suffix.lower() in (".gif", ".mp4"):
         frames = np.round(255 * as_pictures(images)).astype(np.uint8)
@@ -284,6 +294,19 @@ def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
     top, left = (data.shape[0] - height) // 2, (data.shape[1] - width) // 2
     patch = np.moveaxis(data[top : top + height, left : left + width], -1, 0)[None]
     return synthesizer.window.scale(torch.from_numpy(patch.astype(np.float32)))[0].numpy()
+
+
+def _read_style(path: Path, synthesizer: Synthesizer) -> tuple[torch.Tensor, str]:
+    """The style ``[latent]`` that `project` wrote, and the name of the image that it is of."""
+    path = path / "style.npy" if path.is_dir() else path
+    made = read_provenance(path) or {}
+    if "projection_of" not in made:
+        raise UserError(f"{path}: is no style; give a seed, or what 'micrographia synthesize project' wrote.")
+    if made.get("weights") != weights_key(synthesizer.generator):
+        raise UserError(
+            f"{path}: is a style of another model ({made.get('model')}); project the image with this one."
+        )
+    return torch.from_numpy(np.load(path)), str(made["projection_of"])
 
 
 def _in_window(images: TrainingSet, window: Window) -> np.ndarray:
