@@ -11,6 +11,7 @@ python dual_phase.py [minutes of a training] [seeds, 0: only publish] [results.c
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +28,10 @@ from matplotlib.figure import Figure
 
 from micrographia.errors import UserError, did_you_mean
 from micrographia.io import atomic_path
-from micrographia.metrics.microstructure import phase_masks, phase_threshold
+from micrographia.metrics.microstructure import phase_masks, phase_threshold, two_point_correlation
 from micrographia.nets.weights import load_tree
 from micrographia.plots.synthesis import rows_figure
-from micrographia.simulate.microstructures import DualPhaseSet, field_microstructures
+from micrographia.simulate.microstructures import DualPhaseSet, field_microstructures, field_two_point
 from micrographia.synthesize.augment import AugmentConfig
 from micrographia.synthesize.gan import GanConfig
 from micrographia.synthesize.images import TrainingSet, Window
@@ -47,7 +48,7 @@ RUNS: dict[str, tuple[int, GanConfig]] = {
     "StyleGAN2-ADA": (2000, built_in("stylegan2-ada").gan),
     "R3GAN": (2000, built_in("r3gan").gan),
     "DCGAN": (2000, built_in("dcgan").gan),
-    FEW: (50, built_in("stylegan2-ada").gan),
+    FEW: (50, replace(built_in("stylegan2-ada").gan, augment=AugmentConfig(adapt_images=50_000.0))),
     FEW_PLAIN: (50, replace(built_in("stylegan2-ada").gan, augment=AugmentConfig(target=0.0))),
 }
 #: Augmentation is what these two differ by, not the number of steps.
@@ -61,10 +62,14 @@ SHOWN = (
     "density",
     "coverage",
     "memorisation_score",
+    "truth_phase_error",
+    "truth_two_point_rms",
+    "augment_p_most",
+    "augment_p_last",
 )
 #: What tells one training from another; each has a row for the best kept state and one for the last.
 KEYS = ["run", "minutes", "seed"]
-COLUMNS = [*KEYS, "state", "took", "steps", "best_step", "kimg", "date", "where", *SHOWN]
+COLUMNS = [*KEYS, "state", "took", "steps", "best_step", "kimg", "date", "code", "where", *SHOWN]
 LOOKS, JUDGES, HELD_OUT_SEED = 20, 1000, 900
 #: Of fifty images those with augmentation are not learnt from, but tell it when the critic knows the others by heart.
 UNSEEN = 8
@@ -131,19 +136,52 @@ def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, An
     about = {
         "run": name, "minutes": minutes, "seed": seed, "took": round(result.history["seconds"].iloc[-1] / 60, 1),
         "steps": steps, "best_step": result.best_step or steps, "kimg": round(steps * config.batch / 1000, 1),
-        "date": str(date.today()), "where": environment(["torch"]),
+        "date": str(date.today()), "code": code(), "where": environment(["torch"]),
     }  # fmt: skip
-    held_out, learnt = shown(JUDGES, HELD_OUT_SEED), images.batch(slice(None)).numpy()
-    rows = []
     model.save(own / "model.safetensors")
+    return [about | numbers for numbers in judged(own, images.batch(slice(None)).numpy())]
+
+
+def judged(own: Path, learnt: np.ndarray) -> list[dict[str, Any]]:
+    """Every number of the best kept state and the last of a training in the folder `own`, by images it has not seen."""
+    model, made = (
+        Synthesizer.load(own / "model.safetensors"),
+        field_microstructures(JUDGES, seed=HELD_OUT_SEED),
+    )
+    held_out = training_set(made).batch(slice(None)).numpy()
+    level = phase_threshold(held_out[:, 0])
+    floors = truth_errors(held_out, level, made)
+    p = pd.read_csv(own / "metrics.csv").get("augment_p", pd.Series([0.0])).fillna(0.0)
+    rows = []
     for state in ("best", "last"):
         if state == "last":
             _load_last(model, own)
         samples = model.sample(range(JUDGED_FROM, JUDGED_FROM + JUDGES))
         numbers = judge(held_out, samples, learnt, JudgeConfig(), 0).numbers
+        numbers |= truth_errors(samples, level, made) | {f"{k}_floor": v for k, v in floors.items()}
+        numbers |= {"augment_p_most": p.max(), "augment_p_last": p.iloc[-1]}
         keep = [k for key in SHOWN for k in (key, f"{key}_floor") if k in numbers]
-        rows.append(about | {"state": state} | {k: float(numbers[k]) for k in keep})
+        rows.append({"state": state} | {k: float(numbers[k]) for k in keep})
     return rows
+
+
+def truth_errors(images: np.ndarray, level: float, made: DualPhaseSet) -> dict[str, float]:
+    """How far images ``[N, 1, H, W]``, cut at a level, are off what theory says of the population."""
+    masks = phase_masks(images[:, 0], level)
+    found = two_point_correlation(masks).all.mean(axis=0)
+    told = field_two_point(np.arange(len(found)), np.zeros(len(found)), **made.parameters)
+    return {
+        "truth_phase_error": abs(float(masks.mean()) - made.parameters["phase_fraction"]),
+        "truth_two_point_rms": float(np.sqrt(np.mean((found - told) ** 2))),
+    }
+
+
+def code() -> str:
+    """The commit that is measured."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return told.stdout.strip() or "unknown"
 
 
 def _load_last(model: Synthesizer, folder: Path) -> None:
@@ -263,13 +301,15 @@ def publish_page(results: pd.DataFrame, minutes: float, file: Path) -> None:
             "model has seen. *fid*: Fréchet distance of 55 physical statistics, in units of their spread over the real "
             "images. *phase fraction error*: difference of the mean bright area. *two point rms*: of the two-point "
             "correlation up to half the edge. *memorisation score*: share of samples more like a training image than all "
-            "but the likest 1 % of unseen ones. The last line is the noise floor.",
+            "but the likest 1 % of unseen ones. *truth*: both errors against what theory says of the population, instead of "
+            "the held-out images. *augment p*: probability of augmentation, largest and at the end. The last line is the "
+            "noise floor, and in *truth* what cutting and measuring does to real images.",
             known_truth(),
             summary(own),
             "![Real fields, and samples of each model](../images/dual-phase.png)",
         ], [],
-        f"Measured from {days[0]} to {days[-1]}, {minutes:g} minutes a training, seeds {', '.join(map(str, seeds))}: "
-        f"{places}. Minutes are wall times.",
+        f"Measured from {days[0]} to {days[-1]}, {minutes:g} minutes a training, seeds {', '.join(map(str, seeds))}, with "
+        f"{', '.join(sorted(own['code'].unique()))}: {places}. Minutes are wall times.",
         " ".join([f"{minutes:g}", str(max(seeds) + 1), file.name, *names]),
     )  # fmt: skip
 

@@ -93,7 +93,7 @@ class GanConfig:
     """Show the critic the fine detail of images amplified beside them: it sees noise early then; StyleGAN2 only.
     [false]"""
     path_length: float = 0.0
-    """Weight of the path-length penalty; 0 = none. On small networks it keeps all images alike. [2; 0 at 32 px]"""
+    """Weight of the path-length penalty; 0 = none. On a small network it kept all images alike. [2; 0 at 32 px]"""
     path_every: int = 8
     """Steps between path-length penalties, which weigh as much more. [4]"""
     mixing: float = 0.0

@@ -52,7 +52,8 @@ def write_synthesis_report(found: Synthesis) -> None:
         )
     if len(found.training) < 500 and not gan.augment.acts:
         report.sections[0].warning(
-            f"{len(found.training)} images without augmentation: the critic learns them by heart. Use gan.augment."
+            f"{len(found.training)} images without augmentation: the critic may learn them by heart (see *Training*, where "
+            "real images are held out); gan.augment is against that."
         )
     _paths(report, found, made)
     _training(report, found, made)
