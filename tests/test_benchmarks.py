@@ -29,7 +29,7 @@ def dual_phase(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 def row(module: ModuleType, run: str = "DCGAN", minutes: float = 60.0, seed: int = 0, **more) -> dict:
     values = dict.fromkeys(module.COLUMNS, 0.5) | {f"{k}_floor": 0.25 for k in module.SHOWN}
-    told = {"state": "best", "date": "2026-01-02", "where": "a machine of 2 cores"}
+    told = {"state": "best", "date": "2026-01-02", "where": "a machine of 2 cores", "code": "abc123"}
     return values | told | {"run": run, "minutes": minutes, "seed": seed} | more
 
 
@@ -78,7 +78,10 @@ def test_trainings_of_one_length_are_published(dual_phase, tmp_path, capsys, mon
     assert "| DCGAN | 2 | 0 | 0 | 4.5 ± 0.71 |" in page
     assert "99" not in page
     assert "asked for is 0.3500" in page
-    assert "from 2026-01-02 to 2026-01-02, 60 minutes a training, seeds 0, 1: a machine of 2 cores" in page
+    assert (
+        "from 2026-01-02 to 2026-01-02, 60 minutes a training, seeds 0, 1, with abc123: a machine of 2 cores"
+        in page
+    )
     assert 'Repeat: `python benchmarks/dual_phase.py 60 2 results.csv "DCGAN"`' in page
     with pytest.raises(UserError, match="of 30 minutes; it holds trainings of 15, 60 minutes"):
         dual_phase.main(30.0, 0, str(file))
@@ -91,6 +94,16 @@ def test_fifty_images_take_the_same_number_of_steps(dual_phase, tmp_path, monkey
         assert dual_phase.planned_steps(name, 60.0, tmp_path) == 123
     assert len(measured) == 1
     assert measured[0].augment.acts
+
+
+def test_theory_is_met_by_the_population_and_missed_by_another(dual_phase):
+    made = dual_phase.field_microstructures(300, seed=1)
+    images = dual_phase.training_set(made).batch(slice(None)).numpy()
+    level = dual_phase.phase_threshold(images[:, 0])
+    own, other = (dual_phase.truth_errors(x, level, made) for x in (images, images[:, :, :, ::2]))
+    assert max(own.values()) < 0.01
+    assert other["truth_phase_error"] < 0.01
+    assert other["truth_two_point_rms"] > 0.02
 
 
 def test_wrong_use_of_a_benchmark_exits_with_2(dual_phase, tmp_path, monkeypatch, capsys):
