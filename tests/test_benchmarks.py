@@ -101,9 +101,9 @@ def test_theory_is_met_by_the_population_and_missed_by_another(dual_phase):
     images = dual_phase.training_set(made).batch(slice(None)).numpy()
     level = dual_phase.phase_threshold(images[:, 0])
     own, other = (dual_phase.truth_errors(x, level, made) for x in (images, images[:, :, :, ::2]))
-    assert max(own.values()) < 0.01
-    assert other["truth_phase_error"] < 0.01
-    assert other["truth_two_point_rms"] > 0.02
+    assert max(own.values()) < 0.015  # what chance leaves of 300 images
+    assert other["truth_phase_error"] < 0.015
+    assert other["truth_two_point_rms"] > 2 * own["truth_two_point_rms"]
 
 
 def test_wrong_use_of_a_benchmark_exits_with_2(dual_phase, tmp_path, monkeypatch, capsys):
