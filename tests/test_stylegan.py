@@ -76,6 +76,16 @@ def test_shapes_and_scale(resolution: int) -> None:
     assert [s[0] for s in generator.noise_shapes()][-1] == resolution
 
 
+def test_the_largest_images_are_drawn_and_judged() -> None:
+    generator = StyleGenerator(1024, latent=8, width=2, widest=8, mapping_layers=2, shape_px=(768, 1024))
+    critic = StyleDiscriminator(1024, latent=8, width=2, widest=8)
+    with torch.inference_mode():
+        images = generator(torch.randn(4, 8))
+        assert images.shape == (4, 1, 768, 1024)
+        assert critic(images).shape == (4,)
+        assert torch.isfinite(images).all()
+
+
 def test_activations_keep_their_variance() -> None:
     torch.manual_seed(2)
     generator = StyleGenerator(64, latent=64, width=16, widest=128)

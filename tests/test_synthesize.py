@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from PIL import Image
 from micrographia.cli.main import main
 from micrographia.errors import UserError
 from micrographia.io import read_provenance, read_stored, write_image
+from micrographia.metrics import features
 from micrographia.metrics.memorisation import pixel_keys
 from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import load_model
+from micrographia.synthesize.gan import GAN
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.workflows.looking import provenance
@@ -392,6 +396,69 @@ def test_dcgan_by_recipe(steel, tmp_path):
     words = ["synthesize", "fit", str(steel), "--recipe", "dcgan", "--resolution", "32", "--out", str(out)]
     assert main([*words, *changes("gan.slope=0.0", "gan.steps=4")]) == 0
     assert "towards the mean image" not in (out / "report.html").read_text("utf-8")
+    critic = GAN(Synthesizer.load(out / "model.safetensors").config, 1, 0, (32, 32), 0).networks["critic"]
+    assert critic.slope == 0  # the lecture's exercise: plain rectifiers
+
+
+def test_what_fails_in_training_ends_in_one_line(steel, tmp_path, monkeypatch, capsys):
+    usual = GAN.training_step
+    words = ["synthesize", "fit", str(steel), "--resolution", "32", *changes("gan.evaluate_every=2")]
+
+    def diverging(self, batch, number, generator):
+        values = usual(self, batch, number, generator)
+        return values if number < 5 else values | {"critic": float("nan")}
+
+    monkeypatch.setattr(GAN, "training_step", diverging)
+    assert main([*words, "--out", str(tmp_path / "wild")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    model = tmp_path / "wild" / "model.safetensors"
+    assert "diverged" in told
+    assert str(model) in told
+    assert Synthesizer.load(model).sample([0]).shape == (1, 1, 32, 32)
+
+    def large(self, batch, number, generator):
+        if len(batch[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return usual(self, batch, number, generator)
+
+    monkeypatch.setattr(GAN, "training_step", large)
+    assert main([*words, "--out", str(tmp_path / "large")]) == 2
+    assert "set gan.batch = 4, which fits" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+class Inception(torch.nn.Module):
+    """In place of torch-fidelity's network: as many features, of images as it takes them."""
+
+    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
+        super().__init__()
+        assert features == ["2048"]
+        self.mixed = torch.nn.Linear(3 * 64, 2048, bias=False)
+        torch.nn.init.orthogonal_(self.mixed.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        assert images.dtype == torch.uint8
+        assert images.shape[1] == 3
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 8)
+        return (self.mixed(small.flatten(1)),)
+
+
+def test_inception_judges_where_its_weights_are(steel, fitted, tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    fake = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    fake.FeatureExtractorInceptionV3 = Inception
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest())
+    words = ["synthesize", "evaluate", str(fitted[0]), "--real", str(steel), "--n", "40"]
+    assert main([*words, "--inception", str(weights), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["extractor"].startswith("Inception-v3")
+    assert found["n_features"] == 2048
+    assert found["fid"] > found["fid_floor"] > 0
+    assert any("2048" in warning or "fewer" in warning for warning in found["warnings"])
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_features"] < 100
 
 
 @pytest.mark.parametrize(
