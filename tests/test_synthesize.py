@@ -32,7 +32,7 @@ from micrographia.synthesize.images import TrainingSet, Window, read_training_se
 from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.workflows.looking import provenance
 from micrographia.workflows.recipe import load_recipe
-from micrographia.workflows.synthesize import _divided
+from micrographia.workflows.synthesize import divide
 from micrographia.workflows.synthesize_recipe import JudgeConfig
 from micrographia.workflows.synthesize_steps import evaluate
 
@@ -519,7 +519,7 @@ def test_another_judgement_needs_no_other_training(fitted, capsys):
 
 
 def divided(images, *changes: str):
-    return _divided(images, load_recipe("stylegan2-ada", list(changes)))
+    return divide(images, load_recipe("stylegan2-ada", list(changes)))
 
 
 def test_patches_that_overlap_held_out_ones_are_not_learnt_from(steel, tmp_path):

@@ -111,14 +111,8 @@ def fit_synthesizer(
 
     set_threads()
     device = choose_device(recipe.device)
-    config = recipe.images
-    edge = recipe.gan.resolution
-    everything = read_training_set(
-        list(images), edge, config.channels, config.fit, config.crops_per_image or None, config.classes, recipe.seed,
-        (config.height_px or edge, config.width_px or edge), config.binning, say, recipe.pixel_size_A or None,
-        config.scale_each,
-    )  # fmt: skip
-    divided = _divided(everything, recipe)
+    everything = read_images_of(recipe, images, say)
+    divided = divide(everything, recipe)
     training, real = divided.training, divided.real
     # What would fail after the training fails now.
     if len(training) < recipe.gan.batch <= len(everything):
@@ -306,8 +300,18 @@ def provenance_of(model: Synthesizer, path: Path, label: str | None = None) -> d
     return told | {"weights": weights_key(model.generator)} if model.generator is not None else told
 
 
+def read_images_of(recipe: SynthesizeRecipe, images: Sequence[Path | str], say: Say) -> TrainingSet:
+    """Read files, folders or patterns as a recipe has it."""
+    config, edge = recipe.images, recipe.gan.resolution
+    return read_training_set(
+        list(images), edge, config.channels, config.fit, config.crops_per_image or None, config.classes, recipe.seed,
+        (config.height_px or edge, config.width_px or edge), config.binning, say, recipe.pixel_size_A or None,
+        config.scale_each,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
-class _Division:
+class Division:
     """Images to learn from, and others to judge by: the same where none can be held out."""
 
     training: TrainingSet
@@ -317,7 +321,7 @@ class _Division:
     neighbours in time are learnt from; nothing."""
 
 
-def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> _Division:
+def divide(images: TrainingSet, recipe: SynthesizeRecipe) -> Division:
     """Hold a share of the images out, of classes the same share of each.
 
     Files are held out as wholes (frames of one are near copies of each other) where there are `_MANY`, and enough of each
@@ -335,7 +339,7 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> _Division:
             "(images.crops_per_image)."
         )
     share, labels = recipe.images.hold_out, images.class_numbers
-    nothing = _Division(images, images, "")
+    nothing = Division(images, images, "")
     if share == 0:
         return nothing
     blank = (images.images.min(axis=(2, 3)) == images.images.max(axis=(2, 3))).all(axis=1)
@@ -358,7 +362,7 @@ def _divided(images: TrainingSet, recipe: SynthesizeRecipe) -> _Division:
     enough = min(len(np.unique(which[judges])), len(np.unique(which[kept]))) >= _MANY
     if not enough or kept.sum() < len(images) / 2 or set(labels[kept]) != set(labels):
         return nothing
-    return _Division(images.part(kept), images.part(judges), by)
+    return Division(images.part(kept), images.part(judges), by)
 
 
 def _units(
