@@ -220,6 +220,7 @@ def evaluate(
         labels = np.zeros(len(drawn), int)
     known = _in_window(read(training, by_class), window) if training else None
     judged_by = _in_window(real_set, window)
+    say(f"judging {len(drawn)} images by {len(judged_by)} real ones")
     found = judge(
         judged_by,
         drawn,
