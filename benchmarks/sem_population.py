@@ -87,16 +87,19 @@ def main() -> None:
             f"{recipe.gan.steps} steps, seed {recipe.seed}. *training*: the images learnt from, compared with the held-out "
             "ones as the samples are. *half against half*: of the held-out ones. Intervals are 95 %, by resampling images; "
             "patches of one image are not independent, so that they are too narrow.",
+            "[What the measures are](../howto/synthesize.md). *rms*: root mean square difference of curves; *distance*: Wasserstein "
+            "distance, in px where it says so; *kl*: divergence in nats.",
             table(["measure", "samples", "interval", "training", "half against half"], rows),
             f"{copies:.1f} % of the samples are more like a training image than all but the likest 1 % of held-out ones "
             f"({chance:.1f} % by chance).",
             f"The phases of the {len(areas)} images were also drawn by hand: they hold {areas[:, 0].mean():.3f} of the bright "
             f"one, the matrix, by hand and {areas[:, 1].mean():.3f} by each image's own threshold, which is off by {np.abs(off).mean():.3f} on "
-            f"average ({off.min():+.3f} to {off.max():+.3f}): differences of phase fractions below that say little about the "
-            "alloy, although they compare two sets that are cut alike.",
+            f"average ({off.min():+.3f} to {off.max():+.3f}): a smaller difference of phase fractions is a fair comparison of two "
+            "sets that are cut alike, but no statement about the alloy.",
             "![Real and generated patches](../images/synthesize-sem.png)",
         ], [],
-        f"Trained until {date.fromtimestamp(file.stat().st_mtime)}, judged on {date.today()}: {environment(['torch'])}.",
+        f"Trained until {date.fromtimestamp(file.stat().st_mtime)}, judged on {date.today()} with: {environment(['torch'])}. RUN is the "
+        "folder of the training that the script's first lines give.",
         "RUN",
     )  # fmt: skip
 

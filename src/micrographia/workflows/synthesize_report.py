@@ -84,7 +84,7 @@ def judgement_sections(
     close.text(
         f"{n['n_other']} generated against {n['n_real']} real images; features: {n['extractor']}, a nominal pixel. The "
         "last column is the same number between two halves of the real images: what chance alone makes of a distance, "
-        "and the most that precision, recall, density and coverage can reach."
+        "and about what precision, recall, density and coverage are of two sets of one population."
         + (COLOURS if real.shape[1] > 1 else "")
         + (LEARNT if "fid_training" in n else "")
     )
