@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -224,18 +223,6 @@ def is_done(results: pd.DataFrame, name: str, minutes: float, seed: int) -> bool
     return bool((results[KEYS] == [name, minutes, seed]).all(axis=1).any())
 
 
-def of_one_time(results: pd.DataFrame, minutes: float, file: Path) -> pd.DataFrame:
-    """The rows to publish: trainings of different lengths do not stand on one page."""
-    own = results[results["minutes"] == minutes]
-    others = sorted(results["minutes"].unique().tolist())
-    held = f"it holds trainings of {', '.join(f'{m:g}' for m in others)} minutes" if others else "it is empty"
-    if own.empty:
-        raise UserError(f"{file}: nothing to publish of trainings of {minutes:g} minutes; {held}.")
-    if len(others) > 1:
-        print(f"{file}: {held}; the page shows those of {minutes:g}.", file=sys.stderr)
-    return own
-
-
 # ------------------------------------------------------------------------------- the page
 
 
@@ -268,35 +255,55 @@ def known_truth() -> str:
     )
 
 
-def picture(folder: Path, minutes: float, seeds: Sequence[int], n: int = 10) -> Figure:
-    """A row of real images, and one of samples of each model, of its first seed."""
+def picture(folder: Path, results: pd.DataFrame, n: int = 10) -> Figure:
+    """A row of real images, and of each kind and length of training one of samples of its first seed."""
     rows = {"real": shown(n, HELD_OUT_SEED)}
+    first = results.sort_values(["minutes", "seed"]).drop_duplicates(["minutes", "run", "state"])
     for name in RUNS:
-        files = [training_folder(folder, name, minutes, seed) / "model.safetensors" for seed in seeds]
-        for file in filter(Path.exists, files):
+        for minutes, state, seed in first[first["run"] == name][["minutes", "state", "seed"]].itertuples(
+            index=False
+        ):
+            if state == "last" and name not in (FEW, FEW_PLAIN):
+                continue
+            own = training_folder(folder, name, minutes, seed)
+            told = f"{name}, {minutes:g} minutes" + ", last state" * (state == "last")
             try:
-                rows[name] = Synthesizer.load(file).sample(range(JUDGED_FROM, JUDGED_FROM + n))
-                break
+                model = Synthesizer.load(own / "model.safetensors")
+                if state == "last":
+                    _load_last(model, own)
+                rows[told] = model.sample(range(JUDGED_FROM, JUDGED_FROM + n))
             except UserError as error:
                 print(f"not in the picture: {error}", file=sys.stderr)
     return rows_figure(rows)
 
 
-def publish_page(results: pd.DataFrame, minutes: float, file: Path) -> None:
-    own = of_one_time(results, minutes, file)
-    seeds = sorted(own["seed"].unique().tolist())
-    drawn = picture(file.with_suffix(""), minutes, seeds)
+def of_one_length(results: pd.DataFrame, minutes: float, file: Path) -> list[str]:
+    """The table of all trainings that were given so many minutes, and when, where and how they were measured."""
+    own = results[results["minutes"] == minutes]
+    seeds, days = sorted(own["seed"].unique().tolist()), sorted(own["date"].unique())
+    names = [f'"{name}"' for name in RUNS if name in set(own["run"])]
+    repeat = " ".join([f"{minutes:g}", str(max(seeds) + 1), file.name, *names])
+    return [
+        f"## {minutes:g} minutes a training",
+        summary(own),
+        f"Measured from {days[0]} to {days[-1]}, seeds {', '.join(map(str, seeds))}, with "
+        f"{', '.join(sorted(own['code'].unique()))}: {'; '.join(own['where'].unique())}. Minutes are wall times. Repeat: "
+        f"`python benchmarks/dual_phase.py {repeat}`",
+    ]
+
+
+def publish_page(results: pd.DataFrame, file: Path) -> None:
+    if results.empty:
+        raise UserError(f"{file}: nothing to publish; it is empty.")
     about = {"synthetic": True, "generator": "benchmarks/dual_phase.py"}
     with atomic_path(DOCS.parent / "images" / "dual-phase.png") as temporary:
-        temporary.write_bytes(figure_png(drawn, about))
-    present = set(own["run"])
-    names = [] if present == set(RUNS) else [f'"{name}"' for name in RUNS if name in present]
-    days, places = sorted(own["date"].unique()), "; ".join(own["where"].unique())
+        temporary.write_bytes(figure_png(picture(file.with_suffix(""), results), about))
+    lengths = sorted(results["minutes"].unique().tolist())
     publish(
         "dual_phase", "Did the GAN learn the population?", [
-            f"Dual-phase microstructures (Gaussian random fields), 64 px, grey; every training was given {minutes:g} minutes; "
-            f"with 50 images, the one without augmentation the steps of the one with it, which learns from {50 - UNSEEN} of "
-            "them and lets the others tell it how much the critic knows by heart. The state kept is the one nearest "
+            "Dual-phase microstructures (Gaussian random fields), 64 px, grey; trainings under one heading were given the same "
+            f"time. With 50 images, the one without augmentation takes the steps of the one with it, which learns from {50 - UNSEEN} "
+            "of them and lets the others tell it how much the critic knows by heart. The state kept is the one nearest "
             "to the training images. 1000 samples against 1000 images that no "
             "model has seen. *fid*: Fréchet distance of 55 physical statistics, in units of their spread over the real "
             "images. *phase fraction error*: difference of the mean bright area. *two point rms*: of the two-point "
@@ -305,12 +312,11 @@ def publish_page(results: pd.DataFrame, minutes: float, file: Path) -> None:
             "the held-out images. *augment p*: probability of augmentation, largest and at the end. The last line is the "
             "noise floor, and in *truth* what cutting and measuring does to real images.",
             known_truth(),
-            summary(own),
+            *(text for minutes in lengths for text in of_one_length(results, minutes, file)),
             "![Real fields, and samples of each model](../images/dual-phase.png)",
         ], [],
-        f"Measured from {days[0]} to {days[-1]}, {minutes:g} minutes a training, seeds {', '.join(map(str, seeds))}, with "
-        f"{', '.join(sorted(own['code'].unique()))}: {places}. Minutes are wall times.",
-        " ".join([f"{minutes:g}", str(max(seeds) + 1), file.name, *names]),
+        "Only publish what a table of results holds:",
+        f"{lengths[0]:g} 0 {file.name}",
     )  # fmt: skip
 
 
@@ -330,7 +336,7 @@ def main(minutes: float = 60.0, seeds: int = 3, path: str = "dual_phase.csv", *n
             with atomic_path(file) as temporary:
                 results.to_csv(temporary, index=False)
             print(rows.T.to_string(), flush=True)
-    publish_page(results, minutes, file)
+    publish_page(results, file)
 
 
 if __name__ == "__main__":

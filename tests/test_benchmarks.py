@@ -47,7 +47,7 @@ def test_a_training_is_known_by_run_minutes_and_seed(dual_phase, tmp_path):
 @pytest.mark.parametrize(
     ("text", "names", "message"),
     [
-        (None, [], "nothing to publish of trainings of 60 minutes; it is empty"),
+        (None, [], "nothing to publish; it is empty"),
         ("", [], "not a readable table"),
         ("a,b\n1,2\n", [], "no column run"),
         (None, ["DCGANN"], "no run 'DCGANN'. Did you mean 'DCGAN'?"),
@@ -62,29 +62,26 @@ def test_without_results_no_page_is_written(dual_phase, tmp_path, text, names, m
     assert not (tmp_path / "docs").exists()
 
 
-def test_trainings_of_one_length_are_published(dual_phase, tmp_path, capsys, monkeypatch):
+def test_trainings_of_one_length_stand_together(dual_phase, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dual_phase, "JUDGES", 20)
     file = tmp_path / "results.csv"
     rows = [row(dual_phase, seed=s, fid=4.0 + s) for s in (0, 1)]
-    pd.DataFrame([*rows, row(dual_phase, minutes=15.0, fid=99.0)]).to_csv(file, index=False)
+    few = row(dual_phase, run=dual_phase.FEW, minutes=15.0, fid=99.0)
+    pd.DataFrame([*rows, few, few | {"state": "last", "fid": 98.0}]).to_csv(file, index=False)
     damaged = dual_phase.training_folder(tmp_path / "results", "DCGAN", 60.0, 0) / "model.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no model")
     dual_phase.main(60.0, 0, str(file))
-    told = capsys.readouterr().err
-    assert "trainings of 15, 60 minutes; the page shows those of 60" in told
-    assert "not in the picture" in told
+    assert capsys.readouterr().err.count("not in the picture") == 3
     page = (tmp_path / "docs" / "benchmarks" / "dual_phase.md").read_text("utf-8")
-    assert "| DCGAN | 2 | 0 | 0 | 4.5 ± 0.71 |" in page
-    assert "99" not in page
+    short, long = page.split("## 60 minutes a training")
+    assert "| StyleGAN2-ADA, 50 images | 1 | 0 | 0 | 99 |" in short
+    assert "| StyleGAN2-ADA, 50 images, last state | 1 | 0 | 0 | 98 |" in short
+    assert "| DCGAN | 2 | 0 | 0 | 4.5 ± 0.71 |" in long
+    assert "50 images |" not in long
     assert "asked for is 0.3500" in page
-    assert (
-        "from 2026-01-02 to 2026-01-02, 60 minutes a training, seeds 0, 1, with abc123: a machine of 2 cores"
-        in page
-    )
-    assert 'Repeat: `python benchmarks/dual_phase.py 60 2 results.csv "DCGAN"`' in page
-    with pytest.raises(UserError, match="of 30 minutes; it holds trainings of 15, 60 minutes"):
-        dual_phase.main(30.0, 0, str(file))
+    assert "from 2026-01-02 to 2026-01-02, seeds 0, 1, with abc123: a machine of 2 cores" in long
+    assert 'Repeat: `python benchmarks/dual_phase.py 60 2 results.csv "DCGAN"`' in long
 
 
 def test_fifty_images_take_the_same_number_of_steps(dual_phase, tmp_path, monkeypatch):

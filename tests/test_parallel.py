@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from micrographia.training import parallel
 from micrographia.training.parallel import backward_side_by_side
 
 
@@ -50,15 +51,24 @@ def test_the_number_of_threads_changes_no_bit(network):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_threads_that_others_start_keep_their_number(network):
+def test_workers_and_threads_of_others_keep_their_numbers(network):
     before = torch.get_num_threads()
+    parallel._pool.cache_clear()
     try:
         torch.set_num_threads(4)
         backward_side_by_side(terms(network, 2), list(network.parameters()))
+        assert torch.get_num_threads() == 4
         with ThreadPoolExecutor(1) as others:
             assert others.submit(torch.get_num_threads).result() == 4
+
+        def number(_) -> int:  # after an operation that is shared out
+            torch.ones(2000, 2000).sum()
+            return torch.get_num_threads()
+
+        assert set(parallel._pool(2, 2).map(number, range(8))) == {2}
     finally:
         torch.set_num_threads(before)
+        parallel._pool.cache_clear()
 
 
 def test_a_term_need_not_use_every_parameter(network):

@@ -85,9 +85,10 @@ def _workers(functions: int, at_once: bool) -> int:
 
 @lru_cache(maxsize=4)
 def _pool(workers: int, threads_each: int) -> ThreadPoolExecutor:
-    given, ready = torch.get_num_threads(), Barrier(workers + 1)
+    given, ready = torch.get_num_threads(), Barrier(workers + 1, timeout=60)
 
     def begin() -> None:
+        torch.get_num_threads()  # or a thread's first operation would take the number of all threads anew
         torch.set_num_threads(threads_each)
         ready.wait()
 
