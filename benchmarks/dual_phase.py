@@ -74,6 +74,23 @@ LOOKS, JUDGES, HELD_OUT_SEED = 20, 1000, 900
 UNSEEN = 8
 
 
+def commit() -> str:
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:  # no git
+        return "unknown"
+    return told.stdout.strip() or "unknown"
+
+
+#: What is measured, which may change while it is.
+CODE = commit()
+
+
 def training_set(made: DualPhaseSet) -> TrainingSet:
     """8-bit images, as a microscope's software saves them."""
     levels = np.round(255 * made.images.clip(0, 1)).astype(np.uint8)[:, None]
@@ -135,7 +152,7 @@ def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, An
     about = {
         "run": name, "minutes": minutes, "seed": seed, "took": round(result.history["seconds"].iloc[-1] / 60, 1),
         "steps": steps, "best_step": result.best_step or steps, "kimg": round(steps * config.batch / 1000, 1),
-        "date": str(date.today()), "code": code(), "where": environment(["torch"]),
+        "date": str(date.today()), "code": CODE, "where": environment(["torch"]),
     }  # fmt: skip
     model.save(own / "model.safetensors")
     return [about | numbers for numbers in judged(own, images.batch(slice(None)).numpy())]
@@ -173,14 +190,6 @@ def truth_errors(images: np.ndarray, level: float, made: DualPhaseSet) -> dict[s
         "truth_phase_error": abs(float(masks.mean()) - made.parameters["phase_fraction"]),
         "truth_two_point_rms": float(np.sqrt(np.mean((found - told) ** 2))),
     }
-
-
-def code() -> str:
-    """The commit that is measured."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return told.stdout.strip() or "unknown"
 
 
 def _load_last(model: Synthesizer, folder: Path) -> None:
@@ -256,17 +265,17 @@ def known_truth() -> str:
 
 
 def picture(folder: Path, results: pd.DataFrame, n: int = 10) -> Figure:
-    """A row of real images, and of each kind and length of training one of samples of its first seed."""
+    """A row of real images, and of each kind and length of training one of samples of its first seed that is there."""
     rows = {"real": shown(n, HELD_OUT_SEED)}
-    first = results.sort_values(["minutes", "seed"]).drop_duplicates(["minutes", "run", "state"])
+    ordered = results.sort_values(["minutes", "state", "seed"])
     for name in RUNS:
-        for minutes, state, seed in first[first["run"] == name][["minutes", "state", "seed"]].itertuples(
+        for minutes, state, seed in ordered[ordered["run"] == name][["minutes", "state", "seed"]].itertuples(
             index=False
         ):
-            if state == "last" and name not in (FEW, FEW_PLAIN):
-                continue
             own = training_folder(folder, name, minutes, seed)
             told = f"{name}, {minutes:g} minutes" + ", last state" * (state == "last")
+            if told in rows or (state == "last" and name not in (FEW, FEW_PLAIN)):
+                continue
             try:
                 model = Synthesizer.load(own / "model.safetensors")
                 if state == "last":
@@ -315,7 +324,7 @@ def publish_page(results: pd.DataFrame, file: Path) -> None:
             *(text for minutes in lengths for text in of_one_length(results, minutes, file)),
             "![Real fields, and samples of each model](../images/dual-phase.png)",
         ], [],
-        "Only publish what a table of results holds:",
+        "Without training, from the table alone:",
         f"{lengths[0]:g} 0 {file.name}",
     )  # fmt: skip
 

@@ -39,13 +39,16 @@ IMAGES = "Super1_*[0-9].tif"
 SHOWN = 36
 
 
-def by_hand(binning: int) -> np.ndarray:
-    """Area of the bright phase, the matrix, by hand and by the threshold of each image, ``[images, 2]``."""
+def by_hand(binning: int, edge: int) -> np.ndarray:
+    """Area of the bright phase, the matrix, by hand and by the threshold of each patch, ``[images, 2]``."""
     areas = []
     for path in sorted(DATA.glob(IMAGES)):
-        image = fitted(read_stored(path)[0].data.astype(np.float32), binning, "crop", (64, 64))
+        image = fitted(read_stored(path)[0].data.astype(np.float32), binning, "crop", (edge, edge))
         hand = read_stored(path.with_name(f"{path.stem}_phases.tif"))[0].data == 0
-        areas.append((hand.mean(), phase_masks(image[None]).mean()))
+        rows, columns = (n // edge for n in image.shape)
+        patches = image[: rows * edge, : columns * edge].reshape(rows, edge, columns, edge).swapaxes(1, 2)
+        cut = phase_masks(patches.reshape(-1, edge, edge))
+        areas.append((hand[: rows * edge * binning, : columns * edge * binning].mean(), cut.mean()))
     return np.array(areas)
 
 
@@ -59,19 +62,23 @@ def main() -> None:
     recipe = load_recipe(str(arguments.run / "recipe.toml"))
     assert isinstance(recipe, SynthesizeRecipe)
     found = divide(read_images_of(recipe, [DATA / IMAGES], print), recipe)
+    if found.held_out_by not in ("files", "places"):
+        parser.error(f"{arguments.run}: held nothing out to judge by.")
     model, file = load_model(arguments.run)
     samples, _, _ = draw_for_judging(model, found.training, recipe.judge.samples, recipe.device)
     real, learnt = (part.batch(slice(None)).numpy() for part in (found.real, found.training))
     numbers = judge(real, samples, learnt, recipe.judge, recipe.seed).numbers
     rows = []
     for name in (key.removesuffix("_floor") for key in numbers if key.endswith("_floor")):
+        if not {name, f"{name}_training"} <= set(numbers):  # not defined: no whole particle, say
+            continue
         low, high = numbers.get(f"{name}_interval", (None, None))
         interval = "" if low is None else f"{low:.3g} to {high:.3g}"
         rows.append(
             [name.replace("_", " "), f"{numbers[name]:.3g}", interval]
             + [f"{numbers[name + ending]:.3g}" for ending in ("_training", "_floor")]
         )
-    areas = by_hand(recipe.images.binning)
+    areas = by_hand(recipe.images.binning, recipe.gan.resolution)
     off = areas[:, 1] - areas[:, 0]
     some = np.random.default_rng(0).permutation(len(real))[:SHOWN]
     drawn = sheet_figure({"real": real[some], "generated (not measured images)": samples[:SHOWN]})
@@ -93,7 +100,7 @@ def main() -> None:
             f"{copies:.1f} % of the samples are more like a training image than all but the likest 1 % of held-out ones "
             f"({chance:.1f} % by chance).",
             f"The phases of the {len(areas)} images were also drawn by hand: they hold {areas[:, 0].mean():.3f} of the bright "
-            f"one, the matrix, by hand and {areas[:, 1].mean():.3f} by each image's own threshold, which is off by {np.abs(off).mean():.3f} on "
+            f"one, the matrix, by hand and {areas[:, 1].mean():.3f} by each patch's own threshold, which is off by {np.abs(off).mean():.3f} on "
             f"average ({off.min():+.3f} to {off.max():+.3f}): a smaller difference of phase fractions is a fair comparison of two "
             "sets that are cut alike, but no statement about the alloy.",
             "![Real and generated patches](../images/synthesize-sem.png)",

@@ -271,6 +271,7 @@ def test_a_way_between_real_images(steel, fitted, tmp_path, monkeypatch, capsys)
     for words, message in (
         (["p0", "3"], "style of another model"),
         (["3", str(steel / "field-00.png")], "is no style"),
+        (["3", "p1/projected.png"], "is no style"),
         (["3", "nowhere"], "no such file"),
         (["3", "p1", "--space", "z"], 'lies in space "w"'),
     ):
@@ -544,7 +545,7 @@ def movies_of(images) -> set[str]:
 
 
 def frames_of(images, movie: str) -> set[int]:
-    return {int(name.partition("#")[2]) for name in images.names if name.startswith(movie)}
+    return {int(name.partition("#")[2] or 0) for name in images.names if name.startswith(movie)}
 
 
 def write_movies(folder: Path, *frames: int) -> None:
@@ -588,7 +589,8 @@ def test_blocks_of_few_movies_of_one_place_are_held_out(tmp_path, frames, share)
     assert found.held_out_by == "frames"
     assert len(found.training) + len(found.real) == sum(frames)
     assert 0.5 * share <= len(found.real) / sum(frames) <= 1.6 * share
-    for movie, n in zip(sorted(movies_of(found.real)), frames, strict=False):
+    for k, n in enumerate(frames):
+        movie = f"movie-{k}.tif"
         learnt, judges = (frames_of(t, movie) for t in (found.training, found.real))
         assert not learnt & judges
         side = np.isin(np.arange(n), list(judges))
@@ -621,6 +623,25 @@ def test_a_class_of_one_image_is_learnt_from(tmp_path):
             image = np.random.default_rng([n, k]).integers(0, 256, (size, size)).astype(np.uint8)
             tifffile.imwrite(tmp_path / name / f"{k}.tif", image)
     assert divided(read_training_set(tmp_path, 32, classes=True)).held_out_by == ""
+
+
+def test_neighbours_in_time_steer_no_augmentation(tmp_path):
+    write_movies(tmp_path / "movie", 100)
+    assert len(divided(read_training_set(tmp_path / "movie", 32)).unseen) == 0
+    write_movies(tmp_path / "single", *[1] * 50)
+    found = divided(read_training_set(tmp_path, 32, classes=True))
+    assert found.held_out_by == "frames"
+    assert (found.unseen.labels == 1).all()
+    assert len(found.unseen) == (found.real.labels == 1).sum() == 10
+    files = divided(read_training_set(tmp_path / "single", 32))
+    assert files.unseen is files.real
+
+
+def test_a_long_movie_among_single_images_is_divided_by_frames(tmp_path):
+    write_movies(tmp_path, 400, *[1] * 7)
+    found = divided(read_training_set(tmp_path, 32))
+    assert found.held_out_by == "frames"
+    assert 20 < len(found.real) < 200
 
 
 def test_too_few_frames_judge_nothing(tmp_path):

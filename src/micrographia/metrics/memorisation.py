@@ -53,7 +53,7 @@ class Memorisation:
     """The similarity above which an image counts."""
     generated: Neighbours
     reference: Neighbours
-    """Of the held-out real images; of the training images, each with all others, where there are none."""
+    """Of the held-out real images; of the training images, each with all others, where fewer than 8 are left."""
     known: int = 0
     """Images held out in name only: they are among the training images, and no reference."""
     by_training: bool = False
@@ -141,7 +141,8 @@ def memorisation(
                 "other real ones."
             )
         reference = nearest_images(distinct, distinct, seed, leave_out_itself=True)
-    known = 0 if held_out is None else int((~strange).sum())
+    blank = np.ptp(others, axis=(1, 2)) == 0  # which many images are without being copies
+    known = 0 if held_out is None else int((~strange & ~blank).sum())
     found = nearest_images(generated, training, seed)
     n = len(reference.index)
     rank = max(1, int(NEAREST_SHARE * n))

@@ -280,11 +280,12 @@ class Synthesizer:
         path = spherical_path if on_circle(space, spherical) else linear_path
         if space == "w":
             a, b = (
-                self.styles([end], label, device)[0] if isinstance(end, int) else end for end in (start, end)
+                end if isinstance(end, Tensor) else self.styles([end], label, device)[0]
+                for end in (start, end)
             )
-            noise_seed = start if isinstance(start, int) else 0
+            noise_seed = 0 if isinstance(start, Tensor) else start
             return self.draw_styles(path(a, b, steps), noise_seed, truncation, label, device)
-        if not (isinstance(start, int) and isinstance(end, int)):
+        if isinstance(start, Tensor) or isinstance(end, Tensor):
             raise UserError('interpolate: a style has no code z; the way to it lies in space "w".')
         a, b = codes_of([start, end], network.latent)
         return _draw(network, [start] * steps, self._labels(label, steps), truncation, path(a, b, steps))

@@ -147,9 +147,7 @@ def fit_synthesizer(
     def work(folder: Path) -> None:
         model = Synthesizer(recipe.gan)
         try:
-            # Neighbours in time of what is learnt from do not tell whether that is known by heart.
-            unseen = real if divided.held_out_by in ("files", "places") else None
-            result = model.fit(training, folder, recipe.seed, str(device), watch, unseen)
+            result = model.fit(training, folder, recipe.seed, str(device), watch, divided.unseen)
         except TrainingDiverged as error:
             if model.generator is None:
                 raise
@@ -320,6 +318,16 @@ class Division:
     """What was held out as a whole: files; places in them, with all that overlaps; successive frames of movies, whose
     neighbours in time are learnt from; nothing."""
 
+    @property
+    def unseen(self) -> TrainingSet | None:
+        """Held-out images that tell whether others are known by heart; neighbours in time of what is learnt do not."""
+        if not self.held_out_by:
+            return None
+        if self.held_out_by != "frames":
+            return self.real
+        learnt_from = {_file_and_frame(name)[0] for name in self.training.names}
+        return self.real.part(np.array([_file_and_frame(n)[0] not in learnt_from for n in self.real.names]))
+
 
 def divide(images: TrainingSet, recipe: SynthesizeRecipe) -> Division:
     """Hold a share of the images out, of classes the same share of each.
@@ -344,33 +352,40 @@ def divide(images: TrainingSet, recipe: SynthesizeRecipe) -> Division:
         return nothing
     blank = (images.images.min(axis=(2, 3)) == images.images.max(axis=(2, 3))).all(axis=1)
     files, units = _units(images, share)
-    ways: dict[Literal["files", "places", "frames"], np.ndarray] = {}
+    ways: dict[Literal["files", "places", "frames"], tuple[np.ndarray, np.ndarray]] = {}
     for way, unit in units.items():
         unit = np.where(blank, unit, unit[first[which]])
-        if len(np.unique(unit)) >= _MANY:
-            ways[way] = _chosen(unit, labels, share, np.random.default_rng([recipe.seed, 11]))
+        held = _chosen(unit, labels, share, np.random.default_rng([recipe.seed, 11]))
+        kept = ~held
+        if way == "places":
+            kept &= ~_overlapping(images, files, held)
+        once = np.zeros(len(images), bool)
+        once[np.unique(np.where(held, which, -1), return_index=True)[1]] = True
+        judges = held & (once | blank)
+        different = [len(np.unique(which[some])) for some in (judges, kept)]
+        fair = kept.sum() >= len(images) / 2 and set(labels[kept]) == set(labels)
+        if len(np.unique(unit)) >= _MANY and min(different) >= _MANY and fair:
+            ways[way] = kept, judges
     if not ways:
         return nothing
-    by = max(ways, key=lambda way: len(np.unique(labels[ways[way]])))  # the coarsest that serves most classes
-    held = ways[by]
-    kept = ~held
-    if by == "places":
-        kept &= ~_overlapping(images, files, held)
-    once = np.zeros(len(images), bool)
-    once[np.unique(np.where(held, which, -1), return_index=True)[1]] = True
-    judges = held & (once | blank)
-    enough = min(len(np.unique(which[judges])), len(np.unique(which[kept]))) >= _MANY
-    if not enough or kept.sum() < len(images) / 2 or set(labels[kept]) != set(labels):
-        return nothing
+    by = max(
+        ways, key=lambda way: len(np.unique(labels[ways[way][1]]))
+    )  # the coarsest that serves most classes
+    kept, judges = ways[by]
     return Division(images.part(kept), images.part(judges), by)
+
+
+def _file_and_frame(name: str) -> tuple[str, int]:
+    """The file that an image is from, and its number among its frames."""
+    file, frame, *_ = [*re.split(r"#(\d+)\Z", name), "0"]
+    return file, int(frame)
 
 
 def _units(
     images: TrainingSet, share: float
 ) -> tuple[np.ndarray, dict[Literal["files", "places", "frames"], np.ndarray]]:
     """The file of each image, and what is held out as a whole, coarse to fine: files, places in them, frames."""
-    names = [[*re.split(r"#(\d+)\Z", name), "0"][:2] for name in images.names]
-    files, frames = np.array([name[0] for name in names]), np.array([int(name[1]) for name in names])
+    files, frames = map(np.array, zip(*map(_file_and_frame, images.names), strict=True))
     places = np.array([f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)])
     blocks = files.astype(object)
     for label in np.unique(images.class_numbers):

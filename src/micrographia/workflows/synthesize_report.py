@@ -41,8 +41,8 @@ def write_synthesis_report(found: Synthesis) -> None:
         )
     if found.held_out_by == "frames":
         report.sections[0].warning(
-            "The images that judge are frames of the very movies that the model learnt from. Where a movie hardly changes, "
-            "they are near copies of what was learnt: copies then score best of all, and pass for chance under *Copies?*."
+            "Images that judge are frames of the very movies that the model learnt from. Where a movie hardly changes, "
+            "they are near copies of what was learnt: copies then score best of all, and pass for chance under Copies."
         )
     failures = found.training.failures
     if failures:
@@ -52,7 +52,7 @@ def write_synthesis_report(found: Synthesis) -> None:
         )
     if len(found.training) < 500 and not gan.augment.acts:
         report.sections[0].warning(
-            f"{len(found.training)} images without augmentation: the critic may learn them by heart (see *Training*, where "
+            f"{len(found.training)} images without augmentation: the critic may learn them by heart (see Training, where "
             "real images are held out); gan.augment is against that."
         )
     _paths(report, found, made)

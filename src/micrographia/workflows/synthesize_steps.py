@@ -301,7 +301,7 @@ def _read_style(path: Path, synthesizer: Synthesizer) -> tuple[torch.Tensor, str
     """The style ``[latent]`` that `project` wrote, and the name of the image that it is of."""
     path = path / "style.npy" if path.is_dir() else path
     made = read_provenance(path) or {}
-    if "projection_of" not in made:
+    if path.suffix != ".npy" or "projection_of" not in made:
         raise UserError(f"{path}: is no style; give a seed, or what 'micrographia synthesize project' wrote.")
     if made.get("weights") != weights_key(synthesizer.generator):
         raise UserError(
