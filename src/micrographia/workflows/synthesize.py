@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +32,9 @@ from micrographia.workflows.runfolder import RunFolder, versions
 from micrographia.workflows.synthesize_recipe import JudgeConfig, SynthesizeRecipe
 
 Say = Callable[[str], None]
+#: What is held out as a whole, coarse to fine: files; places in them, with all that overlaps; successive frames of movies,
+#: whose neighbours in time are learnt from.
+Way = Literal["files", "places", "frames"]
 #: Seeds of the samples that judge a model start here; users' small numbers stay theirs.
 JUDGED_FROM = 1_000_000
 #: Images of the sheet that shows how a training goes on, and of those written at its end.
@@ -64,7 +66,7 @@ class Synthesis:
     """The training images as the networks see them, ``[N, C, H, W]`` in -1 ... 1."""
     real: np.ndarray
     """``[N, C, H, W]`` in -1 ... 1: the images that judge, held out where there are enough."""
-    held_out_by: Literal["files", "places", "frames", ""]
+    held_out_by: Way | Literal[""]
     samples: np.ndarray
     """``[M, C, H, W]``, of the seeds from `JUDGED_FROM` on."""
     looks: list[tuple[int, np.ndarray]]
@@ -314,9 +316,8 @@ class Division:
 
     training: TrainingSet
     real: TrainingSet
-    held_out_by: Literal["files", "places", "frames", ""]
-    """What was held out as a whole: files; places in them, with all that overlaps; successive frames of movies, whose
-    neighbours in time are learnt from; nothing."""
+    held_out_by: Way | Literal[""]
+    """What was held out as a whole; empty = nothing."""
 
     @property
     def unseen(self) -> TrainingSet | None:
@@ -351,28 +352,24 @@ def divide(images: TrainingSet, recipe: SynthesizeRecipe) -> Division:
     if share == 0:
         return nothing
     blank = (images.images.min(axis=(2, 3)) == images.images.max(axis=(2, 3))).all(axis=1)
-    files, units = _units(images, share)
-    ways: dict[Literal["files", "places", "frames"], tuple[np.ndarray, np.ndarray]] = {}
-    for way, unit in units.items():
+    first_of_twins = first[which] == np.arange(len(images))
+    files, frames = map(np.array, zip(*map(_file_and_frame, images.names), strict=True))
+    found, served = nothing, 0
+    for way, unit in _units(images, files, frames, share):
         unit = np.where(blank, unit, unit[first[which]])
         held = _chosen(unit, labels, share, np.random.default_rng([recipe.seed, 11]))
         kept = ~held
         if way == "places":
             kept &= ~_overlapping(images, files, held)
-        once = np.zeros(len(images), bool)
-        once[np.unique(np.where(held, which, -1), return_index=True)[1]] = True
-        judges = held & (once | blank)
+        judges = held & (first_of_twins | blank)
         different = [len(np.unique(which[some])) for some in (judges, kept)]
         fair = kept.sum() >= len(images) / 2 and set(labels[kept]) == set(labels)
-        if len(np.unique(unit)) >= _MANY and min(different) >= _MANY and fair:
-            ways[way] = kept, judges
-    if not ways:
-        return nothing
-    by = max(
-        ways, key=lambda way: len(np.unique(labels[ways[way][1]]))
-    )  # the coarsest that serves most classes
-    kept, judges = ways[by]
-    return Division(images.part(kept), images.part(judges), by)
+        serves = len(np.unique(labels[judges]))
+        if len(np.unique(unit)) >= _MANY and min(different) >= _MANY and fair and serves > served:
+            found, served = Division(images.part(kept), images.part(judges), way), serves
+        if served == len(np.unique(labels)):
+            break
+    return found
 
 
 def _file_and_frame(name: str) -> tuple[str, int]:
@@ -382,21 +379,17 @@ def _file_and_frame(name: str) -> tuple[str, int]:
 
 
 def _units(
-    images: TrainingSet, share: float
-) -> tuple[np.ndarray, dict[Literal["files", "places", "frames"], np.ndarray]]:
-    """The file of each image, and what is held out as a whole, coarse to fine: files, places in them, frames."""
-    files, frames = map(np.array, zip(*map(_file_and_frame, images.names), strict=True))
-    places = np.array([f"{file} {x} {y}" for file, (x, y) in zip(files, images.corners_px, strict=True)])
-    blocks = files.astype(object)
-    for label in np.unique(images.class_numbers):
-        own = images.class_numbers == label
-        each = own.sum() / max(_MANY, 1 / share)  # images of a block
-        for file in np.unique(files[own]):
-            of_file = own & (files == file)
-            numbers, order = np.unique(frames[of_file], return_inverse=True)
-            parts = ceil(of_file.sum() / each)
-            blocks[of_file] = [f"{file} {block}" for block in order * parts // len(numbers)]
-    return files, {"files": files, "places": places, "frames": blocks}
+    images: TrainingSet, files: np.ndarray, frames: np.ndarray, share: float
+) -> Iterator[tuple[Way, np.ndarray]]:
+    """What each image is held out with, coarse to fine; the fine ones only where they are asked for."""
+    yield "files", files
+    yield "places", np.array([f"{f} {x} {y}" for f, (x, y) in zip(files, images.corners_px, strict=True)])
+    table = pd.DataFrame({"label": images.class_numbers, "file": files, "frame": frames})
+    of_file = table.groupby(["label", "file"])["frame"]
+    in_block = table.groupby("label")["file"].transform("size") / max(_MANY, 1 / share)
+    parts = np.ceil(of_file.transform("size") / in_block)
+    block = (of_file.rank("dense") - 1) * parts // of_file.transform("nunique")
+    yield "frames", np.array([f"{f} {int(k)}" for f, k in zip(files, block, strict=True)])
 
 
 def _chosen(units: np.ndarray, labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
