@@ -160,10 +160,8 @@ def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, An
 
 def judged(own: Path, learnt: np.ndarray) -> list[dict[str, Any]]:
     """Every number of the best kept state and the last of a training in the folder `own`, by images it has not seen."""
-    model, made = (
-        Synthesizer.load(own / "model.safetensors"),
-        field_microstructures(JUDGES, seed=HELD_OUT_SEED),
-    )
+    model = Synthesizer.load(own / "model.safetensors")
+    made = field_microstructures(JUDGES, seed=HELD_OUT_SEED)
     held_out = training_set(made).batch(slice(None)).numpy()
     level = phase_threshold(held_out[:, 0])
     floors = truth_errors(held_out, level, made)

@@ -355,14 +355,20 @@ def _intervals(a, b, fid: float, kid: float, n_bootstrap: int, rng, cap: int = 1
         u, v = (rng.multinomial(n, np.full(n, 1 / n)).astype(float) for n in kab.shape)
         resampled = _mmd2(kaa, kbb, kab, u, v)
         draws.append((frechet_distance(a[i], b[j]), resampled))
-    if len(draws) < 2:
-        return {name: (float("nan"), float("nan")) for name in ("fid_interval", "kid_interval")}
-    centred = np.array(draws) - np.mean(draws, axis=0) + (fid, kid)
-    low, high = np.quantile(centred, [0.025, 0.975], axis=0)
-    return {
-        "fid_interval": (max(float(low[0]), 0.0), float(high[0])),
-        "kid_interval": (float(low[1]), float(high[1])),
-    }
+    of_fid, of_kid = np.reshape(draws, (-1, 2)).T
+    return {"fid_interval": shifted_interval(fid, of_fid, 0.0), "kid_interval": shifted_interval(kid, of_kid)}
+
+
+def shifted_interval(distance: float, resampled: np.ndarray, least: float = -np.inf) -> tuple[float, float]:
+    """95 % interval of a distance, from those of resampled sets, which are on the high side: shifted to the distance.
+
+    NaN of fewer than two that are finite; `least` is the smallest that a distance can be.
+    """
+    resampled = resampled[np.isfinite(resampled)]
+    if len(resampled) < 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(resampled - resampled.mean() + distance, [0.025, 0.975])
+    return max(float(low), least), float(high)
 
 
 def _warnings(n_real: int, n_other: int, dimension: int) -> list[str]:

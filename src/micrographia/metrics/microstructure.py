@@ -18,6 +18,7 @@ from scipy.stats import wasserstein_distance
 from skimage.filters import threshold_otsu
 
 from micrographia.errors import UserError
+from micrographia.metrics.distances import shifted_interval
 from micrographia.metrics.features import check_images
 
 #: Smallest edge of an image: below, there are no lags to speak of.
@@ -546,7 +547,7 @@ def compare_microstructures(
             bands[0],
             bands[1],
             distance,
-            _about(distance, np.array(resampled)),
+            shifted_interval(distance, np.array(resampled), 0.0),
             float(np.mean([wasserstein_distance(*pair) for pair in between_halves])),
         )
     }
@@ -561,13 +562,13 @@ def compare_microstructures(
         floors = apart(_mean_curve(a, halves, density), _mean_curve(a, ~halves, density))
         floor = floors[np.isfinite(floors)].mean() if np.isfinite(floors).any() else np.nan
         difference = float(apart(one.value, two.value))
-        interval = _about(difference, apart(ones, twos))
+        interval = shifted_interval(difference, apart(ones, twos), 0.0)
         measures[name] = Measure(np.arange(reach + 1.0), one, two, difference, interval, float(floor))
     return MicrostructureComparison(
         measures,
         *fractions,
         fraction_error=error,
-        fraction_error_interval=_about(error, np.abs(means[0] - means[1])[:, 0]),
+        fraction_error_interval=shifted_interval(error, np.abs(means[0] - means[1])[:, 0], 0.0),
         fraction_error_floor=float(np.mean([abs(a.mean() - b.mean()) for a, b in between_halves])),
         real_fraction_interval=(float(intervals[0][0][0]), float(intervals[0][1][0])),
         generated_fraction_interval=(float(intervals[1][0][0]), float(intervals[1][1][0])),
@@ -605,15 +606,6 @@ def _band(curves: np.ndarray, counts: np.ndarray, density: bool) -> tuple[Band, 
     value = _mean_curve(curves, np.ones((1, len(curves))), density)[0]
     draws = _mean_curve(curves, counts, density)
     return Band(value, *_quantiles(draws)), draws
-
-
-def _about(distance: float, resampled: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a distance from those of resamples, which are on the high side."""
-    resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
-        return float("nan"), float("nan")
-    low, high = _quantiles(resampled[:, None])[:, 0] + distance - resampled.mean()
-    return max(float(low), 0.0), float(high)
 
 
 def _quantiles(draws: np.ndarray) -> np.ndarray:

@@ -280,8 +280,8 @@ class Synthesizer:
         path = spherical_path if on_circle(space, spherical) else linear_path
         if space == "w":
             a, b = (
-                end if isinstance(end, Tensor) else self.styles([end], label, device)[0]
-                for end in (start, end)
+                given if isinstance(given, Tensor) else self.styles([given], label, device)[0]
+                for given in (start, end)
             )
             noise_seed = 0 if isinstance(start, Tensor) else start
             return self.draw_styles(path(a, b, steps), noise_seed, truncation, label, device)
