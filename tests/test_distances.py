@@ -7,6 +7,7 @@ from scipy import linalg, ndimage
 
 from micrographia.errors import UserError
 from micrographia.metrics.distances import (
+    NEIGHBOUR_MEASURES,
     compare_sets,
     density_coverage,
     frechet_distance,
@@ -173,6 +174,23 @@ def test_compare_sets_tells_the_different_from_the_equal():
     assert equal["fid"] < 2 * equal["fid_floor"]
     assert any("2048" in w for w in equal["warnings"])
     assert compare_sets(real, same, 0.2, n_bootstrap=30) == equal  # seeded
+
+
+def test_intervals_are_as_wide_as_new_images_scatter_the_numbers():
+    rng = np.random.default_rng(0)
+
+    def pair():
+        real, other = rng.normal(size=(2, 60, 32, 32))
+        return real, ndimage.gaussian_filter(other, (0, 0.4, 0.4)) + rng.uniform(-0.5, 0.5, size=other.shape)
+
+    found = [compare_sets(*pair(), 0.2, n_bootstrap=100, splits=1) for _ in range(30)]
+    for name in ("fid", "kid", "histogram_kl", "spectrum_distance", *NEIGHBOUR_MEASURES):
+        values = np.array([f[name] for f in found])
+        low, high = np.transpose([f[f"{name}_interval"] for f in found])
+        assert (low <= values).all()
+        assert (values <= high).all()
+        # Resampling with replacement would be half as wide for kid, precision and recall.
+        assert 0.6 < (high - low).mean() / (2 * 1.96 * values.std()) < 2
 
 
 def test_compare_sets_warns_when_features_outnumber_images():

@@ -46,3 +46,15 @@ def test_a_colour_that_is_wrong_is_seen() -> None:
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(UserError, match="cannot be compared"):
         compare_levels(population(1, 0, 0.1, 0), population(5, 0, 0.1, 1))
+
+
+def test_intervals_are_as_wide_as_new_images_scatter_the_numbers():
+    found = [
+        compare_levels(population(60, 0.1, 0.2, 2 * i), population(60, 0.3, 0.1, 2 * i + 1))
+        for i in range(20)
+    ]
+    for name in ("levels_kl", "brightness_distance", "contrast_distance"):
+        values = np.array([f[name] for f in found])
+        low, high = np.transpose([f[f"{name}_interval"] for f in found])
+        assert ((low <= values) & (values <= high)).all()
+        assert 0.6 < (high - low).mean() / (2 * 1.96 * values.std()) < 2

@@ -1,11 +1,12 @@
 """Distances between a set of real images and another one, with what is needed to read them.
 
 A distance alone says nothing: `compare_sets` gives the feature extractor, the numbers of samples, the same
-distance between halves of the real set (the noise floor) and bootstrap intervals beside it.
+distance between halves of the real set (the noise floor) and intervals beside it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from micrographia.micrograph import robust_scale
 
 #: Of `compare_sets`, what neighbours among the features tell: the larger the better.
 NEIGHBOUR_MEASURES = ("precision", "recall", "density", "coverage")
+#: What they can be, where that is not any number from 0 on.
+_RANGES = {"kid": (-np.inf, np.inf), "precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0)}
 
 
 def _features(a, b) -> tuple[np.ndarray, np.ndarray]:
@@ -105,14 +108,10 @@ def _kernels(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return (a @ a.T / dimension + 1) ** 3, (b @ b.T / dimension + 1) ** 3, (a @ b.T / dimension + 1) ** 3
 
 
-def _mmd2(kaa: np.ndarray, kbb: np.ndarray, kab: np.ndarray, u=None, v=None) -> float:
-    """Unbiased squared MMD of samples that occur `u` and `v` times (once by default)."""
-    n, m = kab.shape
-    u, v = np.ones(n) if u is None else u, np.ones(m) if v is None else v
-    within = (u @ kaa @ u - u @ np.diag(kaa)) / (n * (n - 1)) + (v @ kbb @ v - v @ np.diag(kbb)) / (
-        m * (m - 1)
-    )
-    return float(within - 2 * (u @ kab @ v) / (n * m))
+def _mmd2(kaa: np.ndarray, kbb: np.ndarray, kab: np.ndarray) -> float:
+    """Unbiased squared MMD."""
+    within = ((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kaa, kbb))
+    return float(sum(within) - 2 * kab.mean())
 
 
 def precision_recall(real: np.ndarray, other: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -172,11 +171,6 @@ def _precision_recall(
 def _density_coverage(real: np.ndarray, across: np.ndarray, k: int = 5) -> tuple[float, float]:
     inside = across <= _radii(real, k)
     return float(inside.sum(1).mean() / k), float(inside.any(0).mean())
-
-
-def _neighbours(real: np.ndarray, other: np.ndarray, across: np.ndarray, k: int) -> tuple[float, ...]:
-    """`NEIGHBOUR_MEASURES`, of distances that are taken once; `k` is of density and coverage."""
-    return *_precision_recall(real, other, across), *_density_coverage(real, across, k)
 
 
 def scale_each(images: np.ndarray) -> np.ndarray:
@@ -247,13 +241,13 @@ def radial_power_spectrum(images: np.ndarray, pixel_size_A: float) -> tuple[np.n
 def radial_spectrum_distance(real: np.ndarray, other: np.ndarray, pixel_size_A: float) -> float:
     """Root mean square difference over frequency of the mean log10 power of scaled images (decades)."""
     check_pixel_size(pixel_size_A)
-    return _spectrum_distance(
-        *(np.log10(band_powers(scale_each(x), pixel_size_A) + 1e-9) for x in (real, other))
-    )
+    a, b = (np.log10(band_powers(scale_each(x), pixel_size_A) + 1e-9).mean(0) for x in (real, other))
+    return float(rms_difference(a, b))
 
 
-def _spectrum_distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.sqrt(np.mean((a.mean(0) - b.mean(0)) ** 2)))
+def rms_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Root mean square difference along the last axis."""
+    return np.sqrt(np.mean((a - b) ** 2, axis=-1))
 
 
 def compare_sets(
@@ -278,8 +272,7 @@ def compare_sets(
         sets, the floor of the (biased) Fréchet distance is on the high side; where the other set is smaller than they
         are, on the low side.
     n_bootstrap : int
-        Resamples of both sets for the intervals. With a 2048-dimensional extractor and thousands of images
-        each costs seconds.
+        Resamples of both sets for the intervals. With a 2048-dimensional extractor each costs seconds.
 
     Returns
     -------
@@ -287,13 +280,12 @@ def compare_sets(
         extractor, n_real, n_other, n_features, window; fid, kid, precision, recall, density, coverage,
         histogram_kl, spectrum_distance; ``NAME_floor`` of each (precision, recall, density and coverage
         between halves are what equal sets of half the size have: the ceiling, not the floor);
-        fid_interval, kid_interval (95 %); warnings (list of str).
+        ``NAME_interval`` of each (95 %); warnings (list of str).
 
     Notes
     -----
-    Resampling with replacement makes sets look less alike, so the bootstrap distribution is shifted to the
-    estimate before its quantiles are taken. Patches cut from one image are not independent: intervals are
-    then too narrow.
+    Intervals are how the numbers scatter over random halves of both sets, shifted to the number of the whole. Patches
+    cut from one image are not independent: intervals are then too narrow.
     """
     check_pixel_size(pixel_size_A)
     real, other = scale_each(real), scale_each(other)
@@ -304,8 +296,18 @@ def compare_sets(
     a, b = _features(extractor.function(real, window), extractor.function(other, window))
     if extractor.standardise:
         a, b = standardise(a, b)
-    histograms = [_histograms(x, window) for x in (real, other)]
-    spectra = [np.log10(band_powers(x, pixel_size_A) + 1e-9) for x in (real, other)]
+    one, two = (
+        _Measured(f, _histograms(x, window), np.log10(band_powers(x, pixel_size_A) + 1e-9))
+        for f, x in ((a, real), (b, other))
+    )
+    k = min(5, len(a) // 2 - 1)  # the same for the sets and for the halves of small ones
+    found = _measures(one, two, k, seed)
+    rng = np.random.default_rng(seed)
+    floors = []
+    for _ in range(splits):
+        half, rest = np.array_split(rng.permutation(len(a)), [len(a) // 2])
+        floors.append(_measures(one.part(half), one.part(rest), k, seed, subsets=10))
+    intervals = _intervals(one, two, found, k, extractor.standardise, n_bootstrap, rng)
 
     result: dict[str, Any] = {
         "extractor": extractor.name,
@@ -313,62 +315,89 @@ def compare_sets(
         "n_other": len(b),
         "n_features": a.shape[1],
         "window": window,
-        "fid": frechet_distance(a, b),
-        "kid": kernel_distance(a, b, seed=seed)[0],
-        "histogram_kl": _kl(histograms[0], histograms[1]),
-        "spectrum_distance": _spectrum_distance(*spectra),
     }
-    within = cdist(a, a)
-    k = min(5, len(a) // 2 - 1)  # the same for the sets and for the halves of small ones
-    result |= zip(NEIGHBOUR_MEASURES, _neighbours(within, cdist(b, b), cdist(b, a), k), strict=True)
-
-    rng = np.random.default_rng(seed)
-    floors = []
-    for _ in range(splits):
-        order = rng.permutation(len(a))
-        one, two = order[: len(a) // 2], order[len(a) // 2 :]
-        floors.append(
-            (
-                frechet_distance(a[one], a[two]),
-                kernel_distance(a[one], a[two], subsets=10, seed=seed)[0],
-                _kl(histograms[0][one], histograms[0][two]),
-                _spectrum_distance(spectra[0][one], spectra[0][two]),
-                *_neighbours(within[np.ix_(one, one)], within[np.ix_(two, two)], within[np.ix_(two, one)], k),
-            )
-        )
-    names = ("fid", "kid", "histogram_kl", "spectrum_distance", *NEIGHBOUR_MEASURES)
-    result |= {f"{name}_floor": float(v) for name, v in zip(names, np.mean(floors, axis=0), strict=True)}
-    result |= _intervals(a, b, result["fid"], result["kid"], n_bootstrap, rng)
+    result |= found
+    result |= {f"{name}_floor": float(np.mean([f[name] for f in floors])) for name in found}
+    result |= intervals
     result["warnings"] = _warnings(len(a), len(b), a.shape[1])
     return result
 
 
-def _intervals(a, b, fid: float, kid: float, n_bootstrap: int, rng, cap: int = 1000) -> dict[str, tuple]:
-    """95 % intervals of the Fréchet and the kernel distance, resampling both sets."""
-    # The kernels are computed once; of more than `cap` images a random choice, whose wider interval is kept.
-    subset = [x[rng.choice(len(x), min(len(x), cap), replace=False)] for x in (a, b)]
-    kaa, kbb, kab = _kernels(*subset)
-    draws = []
-    for _ in range(n_bootstrap):
-        i, j = rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))
-        # How often each image is drawn: sums over all pairs of draws are products with these counts.
-        u, v = (rng.multinomial(n, np.full(n, 1 / n)).astype(float) for n in kab.shape)
-        resampled = _mmd2(kaa, kbb, kab, u, v)
-        draws.append((frechet_distance(a[i], b[j]), resampled))
-    of_fid, of_kid = np.reshape(draws, (-1, 2)).T
-    return {"fid_interval": shifted_interval(fid, of_fid, 0.0), "kid_interval": shifted_interval(kid, of_kid)}
+@dataclass(frozen=True)
+class _Measured:
+    """What of a set of images distances are taken of."""
+
+    features: np.ndarray
+    """``[N, D]``"""
+    histograms: np.ndarray
+    """``[N, bins]``"""
+    spectra: np.ndarray
+    """``[N, bands]``, log10 of the power."""
+
+    def part(self, images: np.ndarray) -> _Measured:
+        return _Measured(self.features[images], self.histograms[images], self.spectra[images])
 
 
-def shifted_interval(distance: float, resampled: np.ndarray, least: float = -np.inf) -> tuple[float, float]:
+def _measures(real: _Measured, other: _Measured, k: int, seed: int, subsets: int = 100) -> dict[str, float]:
+    """Every number of `compare_sets`; `k` is of density and coverage, `subsets` of the kernel distance."""
+    a, b = real.features, other.features
+    within, across = cdist(a, a), cdist(b, a)
+    neighbours = *_precision_recall(within, cdist(b, b), across), *_density_coverage(within, across, k)
+    return {
+        "fid": frechet_distance(a, b),
+        "kid": kernel_distance(a, b, subsets=subsets, seed=seed)[0],
+        "histogram_kl": _kl(real.histograms, other.histograms),
+        "spectrum_distance": float(rms_difference(real.spectra.mean(0), other.spectra.mean(0))),
+    } | dict(zip(NEIGHBOUR_MEASURES, neighbours, strict=True))
+
+
+def _intervals(
+    real: _Measured,
+    other: _Measured,
+    found: dict[str, float],
+    k: int,
+    standardised: bool,
+    draws: int,
+    rng: np.random.Generator,
+    cap: int = 1000,
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of what was found, by how random halves of both sets scatter.
+
+    Means over random halves, drawn without replacement, scatter about those over the whole set as these do about the
+    population's (Shao and Wu 1989, delete-half jackknife). No image is drawn twice, which would be its own neighbour,
+    and each half is scaled by itself, as the sets are. Of more than `cap` images a random choice, whose wider
+    interval is kept.
+    """
+    resampled = []
+    for _ in range(draws):
+        halves = []
+        for images in (real, other):
+            n = len(images.features)
+            halves.append(images.part(rng.choice(n, min(n, cap) // 2, replace=False)))
+        if standardised:
+            features = standardise(*(half.features for half in halves))
+            halves = [replace(half, features=f) for half, f in zip(halves, features, strict=True)]
+        resampled.append(_measures(halves[0], halves[1], k, 0))
+    return {
+        f"{name}_interval": shifted_interval(
+            value, np.array([r[name] for r in resampled]), *_RANGES.get(name, (0.0, np.inf))
+        )
+        for name, value in found.items()
+    }
+
+
+def shifted_interval(
+    distance: float, resampled: np.ndarray, least: float = -np.inf, most: float = np.inf
+) -> tuple[float, float]:
     """95 % interval of a distance, from those of resampled sets, which are on the high side: shifted to the distance.
 
-    NaN of fewer than two that are finite; `least` is the smallest that a distance can be.
+    NaN of fewer than two that are finite; `least` and `most` are what a distance can be.
     """
     resampled = resampled[np.isfinite(resampled)]
     if len(resampled) < 2:
         return float("nan"), float("nan")
     low, high = np.quantile(resampled - resampled.mean() + distance, [0.025, 0.975])
-    return max(float(low), least), float(high)
+    return max(float(low), least), min(float(high), most)
 
 
 def _warnings(n_real: int, n_other: int, dimension: int) -> list[str]:

@@ -6,18 +6,21 @@ drawn like those of one window must have its brightness, too.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import wasserstein_distance
 
 from micrographia.errors import UserError
+from micrographia.metrics.distances import shifted_interval
 
 #: Bins of the histogram over -1 ... 1.
 _BINS = 100
 
 
 def compare_levels(
-    real: np.ndarray, generated: np.ndarray, seed: int = 0, splits: int = 10
-) -> dict[str, float]:
+    real: np.ndarray, generated: np.ndarray, seed: int = 0, splits: int = 10, n_bootstrap: int = 100
+) -> dict[str, Any]:
     """Compare the grey levels of two sets of images ``[N, C, H, W]`` in one window, -1 ... 1.
 
     Returns
@@ -26,7 +29,8 @@ def compare_levels(
         ``levels_kl``: Kullback-Leibler divergence of the histograms of all pixels (of the channels, the mean), nats;
         ``brightness_distance``, ``contrast_distance``: Wasserstein distance between the distributions over the
         images of their mean and of their standard deviation, in units of the window's half width; and of each
-        ``NAME_floor``, the same between random halves of the real images (mean over `splits`).
+        ``NAME_floor``, the same between random halves of the real images (mean over `splits`), and
+        ``NAME_interval`` (95 %, resampling both sets; see `shifted_interval`).
 
     Raises
     ------
@@ -41,12 +45,22 @@ def compare_levels(
     a, b = _levels(real), _levels(generated)
     found = _distances(a, b)
     rng = np.random.default_rng(seed)
-    floors = []
+    floors, resampled = [], []
     for _ in range(splits):
-        order = rng.permutation(len(real))
-        one, two = (tuple(part[half] for part in a) for half in np.array_split(order, 2))
-        floors.append(_distances(one, two))
-    return found | {f"{k}_floor": float(np.mean([f[k] for f in floors])) for k in found}
+        one, two = np.array_split(rng.permutation(len(real)), 2)
+        floors.append(_distances(_part(a, one), _part(a, two)))
+    for _ in range(n_bootstrap):
+        drawn = (_part(x, rng.integers(len(x[0]), size=len(x[0]))) for x in (a, b))
+        resampled.append(_distances(*drawn))
+    return (
+        found
+        | {f"{k}_floor": float(np.mean([f[k] for f in floors])) for k in found}
+        | {f"{k}_interval": shifted_interval(v, np.array([r[k] for r in resampled]), 0.0) for k, v in found.items()}
+    )  # fmt: skip
+
+
+def _part(levels: tuple[np.ndarray, ...], images: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(x[images] for x in levels)
 
 
 def _levels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

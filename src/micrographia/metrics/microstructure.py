@@ -18,7 +18,7 @@ from scipy.stats import wasserstein_distance
 from skimage.filters import threshold_otsu
 
 from micrographia.errors import UserError
-from micrographia.metrics.distances import shifted_interval
+from micrographia.metrics.distances import rms_difference, shifted_interval
 from micrographia.metrics.features import check_images
 
 #: Smallest edge of an image: below, there are no lags to speak of.
@@ -557,7 +557,7 @@ def compare_microstructures(
         strict=True,
     ):
         density = not name.startswith(_PROBABILITIES)
-        apart = _earth_movers if density else _rms
+        apart = _earth_movers if density else rms_difference
         (one, ones), (two, twos) = _band(a, counts[0], density), _band(b, counts[1], density)
         floors = apart(_mean_curve(a, halves, density), _mean_curve(a, ~halves, density))
         floor = floors[np.isfinite(floors)].mean() if np.isfinite(floors).any() else np.nan
@@ -612,10 +612,6 @@ def _quantiles(draws: np.ndarray) -> np.ndarray:
     """2.5 % and 97.5 % of each column; NaN without draws."""
     draws = draws[np.isfinite(draws).all(1)]
     return np.quantile(draws, [0.025, 0.975], axis=0) if len(draws) else np.full((2, draws.shape[1]), np.nan)
-
-
-def _rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.mean((a - b) ** 2, axis=-1))
 
 
 def _earth_movers(a: np.ndarray, b: np.ndarray) -> np.ndarray:

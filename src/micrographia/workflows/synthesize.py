@@ -249,7 +249,7 @@ def _compared(
     numbers = compare_sets(
         grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=config.bootstrap
     )
-    numbers |= compare_levels(real, other, seed)
+    numbers |= compare_levels(real, other, seed, n_bootstrap=config.bootstrap)
     if not config.phases:
         return numbers, None
     microstructure = compare_micrographs(
