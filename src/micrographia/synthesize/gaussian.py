@@ -112,7 +112,7 @@ def fit_gaussian_gan(
     1000 points, batches of 8, Adam with the learning rates 0.05 and 0.005, the non-saturating loss of Goodfellow
     et al. (2014): the lecture's setting, in the project's own training loop. But not
     its momentum and initial weights (``beta1=0.9, spread=0.02``), with which the outcome is a matter of luck.
-    Median (and worst) of 16 seeds, in the terms of :func:`agreement`:
+    Median (and worst) of 16 seeds, in the terms of :func:`agreement` (``benchmarks/gaussian_gan.py``):
 
     ====================================  ============  ============  ============
     after 20 epochs                       mean_error    narrowest     widest
@@ -122,9 +122,6 @@ def fit_gaussian_gan(
     ``beta1=0.5, spread=0.5``             0.12 (0.24)   0.92 (0.37)   1.04 (1.32)
     the 1000 points themselves            0.04 (0.10)   0.97 (0.94)   1.01 (1.08)
     ====================================  ============  ============  ============
-
-    A mean of the weights over the last quarter of the training hardly helps the lecture's setting (mean_error 0.19
-    instead of 0.22 after 40 epochs, 48 seeds): the two players drift rather than oscillate.
 
     Parameters
     ----------
