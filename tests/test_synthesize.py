@@ -260,8 +260,12 @@ def test_a_way_between_real_images(steel, fitted, tmp_path, monkeypatch, capsys)
     assert (told["from_projection_of"], told["to_projection_of"]) == ("field-00.png", "field-01.png")
     model = Synthesizer.load(fitted[0] / "model.safetensors")
     ends = torch.from_numpy(np.stack([np.load(f"p{k}/style.npy") for k in (0, 1)]))
-    for drawn, frame in zip(model.draw_styles(ends), (frames[0], frames[2]), strict=True):
+    for k, (drawn, frame) in enumerate(zip(model.draw_styles(ends), (frames[0], frames[2]), strict=True)):
         np.testing.assert_array_equal(model.window.restore(drawn)[0], read_stored(frame)[0].data)
+        projected = read_stored(tmp_path / f"p{k}" / "projected.png")[0].data.astype(float)
+        np.testing.assert_allclose(
+            projected, read_stored(frame)[0].data, atol=1
+        )  # a path begins at the picture
     assert main(["synthesize", "interpolate", run, "7", "p1", "--steps", "3", "--out", "mixed"]) == 0
     assert read_provenance(sorted(Path("mixed").glob("*.png"))[0])["from_seed"] == 7
     capsys.readouterr()

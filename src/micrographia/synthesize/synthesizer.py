@@ -265,7 +265,7 @@ class Synthesizer:
         label: str | int | None = None,
         device: str = "auto",
     ) -> np.ndarray:
-        """Images ``[steps, C, H, W]`` on the way between two images.
+        """Images ``[steps, C, H, W]`` on the way between two images, all with the noise of the first (see `draw_styles`).
 
         Parameters
         ----------
@@ -283,7 +283,7 @@ class Synthesizer:
                 given if isinstance(given, Tensor) else self.styles([given], label, device)[0]
                 for given in (start, end)
             )
-            noise_seed = 0 if isinstance(start, Tensor) else start
+            noise_seed = None if isinstance(start, Tensor) else start
             return self.draw_styles(path(a, b, steps), noise_seed, truncation, label, device)
         if isinstance(start, Tensor) or isinstance(end, Tensor):
             raise UserError('interpolate: a style has no code z; the way to it lies in space "w".')
@@ -293,20 +293,23 @@ class Synthesizer:
     def draw_styles(
         self,
         styles: Tensor,
-        noise_seed: int = 0,
+        noise_seed: int | None = None,
         truncation: float = 1.0,
         label: str | int | None = None,
         device: str = "auto",
     ) -> np.ndarray:
         """Images ``[N, C, H, W]`` of styles ``[N, latent]`` or ``[N, style_count, latent]``, all with one noise.
 
+        Without a seed it is that of `project`: fixed in the layers, none on the image.
         With a label, truncation draws the styles towards the mean one of that class.
         """
         network = self._ready(device)
         self._require_styles("styles")
         _check_truncation(truncation)
         where = next(network.parameters()).device
-        noise = [n.to(where) for n in noise_of([noise_seed], network.noise_shapes())]
+        noise = None
+        if noise_seed is not None:
+            noise = [n.to(where) for n in noise_of([noise_seed], network.noise_shapes())]
         own = None if label is None else self._labels(label, 1)
         with torch.inference_mode():
             parts = [network.truncated(w.to(where), truncation, own) for w in styles.split(_DRAWN_AT_ONCE)]
