@@ -1,8 +1,8 @@
 """Did the GAN learn the population? StyleGAN2-ADA, R3GAN and DCGAN after the same time, and with fifty images.
 
 Microstructures of known truth (Gaussian random fields cut at a level, 64 px, grey): 2000 to learn from, 1000 others to
-judge by. Each model trains for the same wall time; with 50 images StyleGAN2 with and without adaptive augmentation, for
-the same number of steps. Every finished training is in a CSV file and is not run again; one that was stopped goes on
+judge by. Each model trains for the same wall time. For the same number of steps: with 50 images StyleGAN2 with and
+without adaptive augmentation; StyleGAN2-ADA with 200 of the 2000 held out to steer it, and on elongated fields. Every finished training is in a CSV file and is not run again; one that was stopped goes on
 from its checkpoints, in the folder beside that file.
 
 python dual_phase.py [minutes of a training] [seeds, 0: only publish] [results.csv] [names of runs ...]
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,36 @@ from micrographia.workflows.report import figure_png
 from micrographia.workflows.synthesize import JUDGED_FROM, judge
 from micrographia.workflows.synthesize_recipe import JudgeConfig
 
-FEW, FEW_PLAIN = "StyleGAN2-ADA, 50 images", "StyleGAN2, 50 images"
-#: Name -> (training images, configuration).
-RUNS: dict[str, tuple[int, GanConfig]] = {
-    "StyleGAN2-ADA": (2000, built_in("stylegan2-ada").gan),
-    "R3GAN": (2000, built_in("r3gan").gan),
-    "DCGAN": (2000, built_in("dcgan").gan),
-    FEW: (50, replace(built_in("stylegan2-ada").gan, augment=AugmentConfig(adapt_images=50_000.0))),
-    FEW_PLAIN: (50, replace(built_in("stylegan2-ada").gan, augment=AugmentConfig(target=0.0))),
+
+@dataclass(frozen=True)
+class Run:
+    """What is learnt, by what."""
+
+    config: GanConfig
+    images: int = 2000
+    unseen: int = 0
+    """Of these images, not learnt from: they tell augmentation when the critic knows the others by heart."""
+    anisotropy: float = 1.0
+
+    def population(self, n: int, seed: int) -> DualPhaseSet:
+        return field_microstructures(n, anisotropy=self.anisotropy, seed=seed)
+
+
+ADA, FEW, FEW_PLAIN = "StyleGAN2-ADA", "StyleGAN2-ADA, 50 images", "StyleGAN2, 50 images"
+STEERED, ELONGATED = "StyleGAN2-ADA, 200 unseen", "StyleGAN2-ADA, anisotropy 2"
+_ADA = built_in("stylegan2-ada").gan
+_FASTER = replace(_ADA, augment=AugmentConfig(adapt_images=50_000.0))
+RUNS = {
+    ADA: Run(_ADA),
+    "R3GAN": Run(built_in("r3gan").gan),
+    "DCGAN": Run(built_in("dcgan").gan),
+    STEERED: Run(_FASTER, unseen=200),
+    ELONGATED: Run(_ADA, anisotropy=2.0),
+    FEW: Run(_FASTER, 50, unseen=8),
+    FEW_PLAIN: Run(replace(_ADA, augment=AugmentConfig(target=0.0)), 50),
 }
-#: Augmentation is what these two differ by, not the number of steps.
-STEPS_OF = {FEW_PLAIN: FEW}
+#: What these differ by is not the number of steps.
+STEPS_OF = {FEW_PLAIN: FEW, STEERED: ADA, ELONGATED: ADA}
 SHOWN = (
     "fid",
     "phase_fraction_error",
@@ -63,6 +82,7 @@ SHOWN = (
     "memorisation_score",
     "truth_phase_error",
     "truth_two_point_rms",
+    "anisotropy",
     "augment_p_most",
     "augment_p_last",
 )
@@ -70,8 +90,6 @@ SHOWN = (
 KEYS = ["run", "minutes", "seed"]
 COLUMNS = [*KEYS, "state", "took", "steps", "best_step", "kimg", "date", "code", "where", *SHOWN]
 LOOKS, JUDGES, HELD_OUT_SEED = 20, 1000, 900
-#: Of fifty images those with augmentation are not learnt from, but tell it when the critic knows the others by heart.
-UNSEEN = 8
 
 
 def commit() -> str:
@@ -98,9 +116,9 @@ def training_set(made: DualPhaseSet) -> TrainingSet:
     return TrainingSet(levels, Window(0.0, 255.0, "uint8"), tuple(map(str, range(n))), np.zeros((n, 2), int))
 
 
-def shown(n: int, seed: int) -> np.ndarray:
+def shown(made: DualPhaseSet) -> np.ndarray:
     """Fields as networks see them, ``[N, 1, H, W]``."""
-    return training_set(field_microstructures(n, seed=seed)).batch(slice(None)).numpy()
+    return training_set(made).batch(slice(None)).numpy()
 
 
 # ------------------------------------------------------------------------------- trainings
@@ -132,7 +150,7 @@ def planned_steps(name: str, minutes: float, folder: Path) -> int:
     name = STEPS_OF.get(name, name)
     file = folder / f"{_word(name)}-{minutes:g}min.json"
     if not file.exists():
-        steps = steps_in(RUNS[name][1], minutes)
+        steps = steps_in(RUNS[name].config, minutes)
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps({"steps": steps, "measured": environment(["torch"])}))
     return int(json.loads(file.read_text())["steps"])
@@ -140,14 +158,14 @@ def planned_steps(name: str, minutes: float, folder: Path) -> int:
 
 def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Train, or go on with it; judge the state nearest to the training images, and the last one."""
-    n, config = RUNS[name]
+    asked = RUNS[name]
     steps = planned_steps(name, minutes, folder)
-    config = replace(config, steps=steps, evaluate_every=max(steps // LOOKS, 1))
-    images = training_set(field_microstructures(n, seed=100 + seed))
+    config = replace(asked.config, steps=steps, evaluate_every=max(steps // LOOKS, 1))
+    images = training_set(asked.population(asked.images, 100 + seed))
     model, own = Synthesizer(config), training_folder(folder, name, minutes, seed)
-    held, unseen = (UNSEEN if name == FEW else 0), None
-    if held:
-        images, unseen = images.part(np.arange(n - held)), images.part(np.arange(n - held, n))
+    learnt, unseen = np.arange(asked.images - asked.unseen), None
+    if asked.unseen:
+        images, unseen = images.part(learnt), images.part(np.arange(len(learnt), asked.images))
     result = model.fit(images, own, seed, unseen=unseen)
     about = {
         "run": name, "minutes": minutes, "seed": seed, "took": round(result.history["seconds"].iloc[-1] / 60, 1),
@@ -155,16 +173,16 @@ def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, An
         "date": str(date.today()), "code": CODE, "where": environment(["torch"]),
     }  # fmt: skip
     model.save(own / "model.safetensors")
-    return [about | numbers for numbers in judged(own, images.batch(slice(None)).numpy())]
+    made = asked.population(JUDGES, HELD_OUT_SEED)
+    return [about | numbers for numbers in judged(own, made, images.batch(slice(None)).numpy())]
 
 
-def judged(own: Path, learnt: np.ndarray) -> list[dict[str, Any]]:
+def judged(own: Path, made: DualPhaseSet, learnt: np.ndarray) -> list[dict[str, Any]]:
     """Every number of the best kept state and the last of a training in the folder `own`, by images it has not seen."""
     model = Synthesizer.load(own / "model.safetensors")
-    made = field_microstructures(JUDGES, seed=HELD_OUT_SEED)
-    held_out = training_set(made).batch(slice(None)).numpy()
+    held_out = shown(made)
     level = phase_threshold(held_out[:, 0])
-    floors = truth_errors(held_out, level, made)
+    floors = against_truth(held_out, level, made)
     p = pd.read_csv(own / "metrics.csv").get("augment_p", pd.Series([0.0])).fillna(0.0)
     rows = []
     for state in ("best", "last"):
@@ -172,22 +190,32 @@ def judged(own: Path, learnt: np.ndarray) -> list[dict[str, Any]]:
             _load_last(model, own)
         samples = model.sample(range(JUDGED_FROM, JUDGED_FROM + JUDGES))
         numbers = judge(held_out, samples, learnt, JudgeConfig(), 0).numbers
-        numbers |= truth_errors(samples, level, made) | {f"{k}_floor": v for k, v in floors.items()}
+        numbers |= against_truth(samples, level, made) | {f"{k}_floor": v for k, v in floors.items()}
         numbers |= {"augment_p_most": p.max(), "augment_p_last": p.iloc[-1]}
         keep = [k for key in SHOWN for k in (key, f"{key}_floor") if k in numbers]
         rows.append({"state": state} | {k: float(numbers[k]) for k in keep})
     return rows
 
 
-def truth_errors(images: np.ndarray, level: float, made: DualPhaseSet) -> dict[str, float]:
-    """How far images ``[N, 1, H, W]``, cut at a level, are off what theory says of the population."""
+def against_truth(images: np.ndarray, level: float, made: DualPhaseSet) -> dict[str, float]:
+    """How far images ``[N, 1, H, W]``, cut at a level, are off what theory says of the population; and their anisotropy."""
     masks = phase_masks(images[:, 0], level)
-    found = two_point_correlation(masks).all.mean(axis=0)
-    told = field_two_point(np.arange(len(found)), np.zeros(len(found)), **made.parameters)
+    measured = two_point_correlation(masks)
+    along = measured.x.mean(axis=0), measured.y.mean(axis=0)
+    r, none = np.arange(len(along[0])), np.zeros(len(along[0]))
+    told = field_two_point(r, none, **made.parameters), field_two_point(none, r, **made.parameters)
     return {
         "truth_phase_error": abs(float(masks.mean()) - made.parameters["phase_fraction"]),
-        "truth_two_point_rms": float(np.sqrt(np.mean((found - told) ** 2))),
+        "truth_two_point_rms": float(np.sqrt(np.mean((np.array(along) - told) ** 2))),
+        "anisotropy": _half_way(along[0]) / _half_way(along[1]),
     }
+
+
+def _half_way(two_point: np.ndarray) -> float:
+    """Distance in px over which a two-point function first falls half-way from f to f²."""
+    level = (two_point[0] + two_point[0] ** 2) / 2
+    k = int(np.argmax(two_point < level))
+    return k - (level - two_point[k]) / (two_point[k - 1] - two_point[k])
 
 
 def _load_last(model: Synthesizer, folder: Path) -> None:
@@ -245,15 +273,20 @@ def summary(results: pd.DataFrame) -> str:
             cells = [f"{own[k].mean():.3g}" + spread * f" ± {own[k].std():.2g}" for k in SHOWN]
             told = name + (", last state" if state == "last" else "")
             rows.append([told, len(own), f"{own['took'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
-    floors = [f"{results[f'{k}_floor'].mean():.2g}" if f"{k}_floor" in results else "" for k in SHOWN]
-    rows.append(["real, half against half", "", "", "", *floors])
+    for told, own in (
+        ("", results[results["run"] != ELONGATED]),
+        (", anisotropy 2", results[results["run"] == ELONGATED]),
+    ):
+        if not own.empty:
+            floors = [f"{own[f'{k}_floor'].mean():.2g}" if f"{k}_floor" in own else "" for k in SHOWN]
+            rows.append([f"real, half against half{told}", "", "", "", *floors])
     return table(["model", "seeds", "minutes", "kimg", *(k.replace("_", " ") for k in SHOWN)], rows)
 
 
 def known_truth() -> str:
     """How far the measured phase fraction is off by itself."""
-    made = field_microstructures(JUDGES, seed=HELD_OUT_SEED)
-    images = training_set(made).batch(slice(None)).numpy()[:, 0]
+    made = RUNS[ADA].population(JUDGES, HELD_OUT_SEED)
+    images = shown(made)[:, 0]
     otsu = phase_masks(images, phase_threshold(images)).mean()
     return (
         f"The bright area that was asked for is {made.parameters['phase_fraction']:.4f}; the masks from which the held-out "
@@ -264,9 +297,12 @@ def known_truth() -> str:
 
 def picture(folder: Path, results: pd.DataFrame, n: int = 10) -> Figure:
     """A row of real images, and of each kind and length of training one of samples of its first seed that is there."""
-    rows = {"real": shown(n, HELD_OUT_SEED)}
+    rows: dict[str, np.ndarray] = {}
     ordered = results.sort_values(["minutes", "state", "seed"])
-    for name in RUNS:
+    for name, asked in RUNS.items():
+        if (ordered["run"] == name).any():
+            real = "real" + f", anisotropy {asked.anisotropy:g}" * (asked.anisotropy != 1)
+            rows.setdefault(real, shown(asked.population(n, HELD_OUT_SEED)))
         for minutes, state, seed in ordered[ordered["run"] == name][["minutes", "state", "seed"]].itertuples(
             index=False
         ):
@@ -309,15 +345,17 @@ def publish_page(results: pd.DataFrame, file: Path) -> None:
     publish(
         "dual_phase", "Did the GAN learn the population?", [
             "Dual-phase microstructures (Gaussian random fields), 64 px, grey; trainings under one heading were given the same "
-            f"time. With 50 images, the one without augmentation takes the steps of the one with it, which learns from {50 - UNSEEN} "
-            "of them and lets the others tell it how much the critic knows by heart. The state kept is the one nearest "
-            "to the training images. 1000 samples against 1000 images that no "
+            f"time. With 50 images, the one without augmentation takes the steps of the one with it, which learns from {50 - RUNS[FEW].unseen} "
+            "of them and lets the others tell it how much the critic knows by heart; so do 200 of the 2000 in *200 unseen*. "
+            "*Anisotropy 2* is another population: elongated along x. The state kept is the one nearest "
+            "to the training images. 1000 samples against 1000 images of the population that no "
             "model has seen. *fid*: Fréchet distance of 55 physical statistics, in units of their spread over the real "
             "images. *phase fraction error*: difference of the mean bright area. *two point rms*: of the two-point "
             "correlation up to half the edge. *memorisation score*: share of samples more like a training image than all "
             "but the likest 1 % of unseen ones. *truth*: both errors against what theory says of the population, instead of "
-            "the held-out images. *augment p*: probability of augmentation, largest and at the end. The last line is the "
-            "noise floor, and in *truth* what cutting and measuring does to real images.",
+            "the held-out images, the second along x and y. *anisotropy*: ratio of the distances along x and y over which the "
+            "two-point function falls half-way. *augment p*: probability of augmentation, largest and at the end. The last line is the "
+            "noise floor, and in *truth* and *anisotropy* what cutting and measuring finds in real images.",
             known_truth(),
             *(text for minutes in lengths for text in of_one_length(results, minutes, file)),
             "![Real fields, and samples of each model](../images/dual-phase.png)",

@@ -97,8 +97,12 @@ def test_theory_is_met_by_the_population_and_missed_by_another(dual_phase):
     made = dual_phase.field_microstructures(300, seed=1)
     images = dual_phase.training_set(made).batch(slice(None)).numpy()
     level = dual_phase.phase_threshold(images[:, 0])
-    own, other = (dual_phase.truth_errors(x, level, made) for x in (images, images[:, :, :, ::2]))
-    assert max(own.values()) < 0.015  # what chance leaves of 300 images
+    own, other = (dual_phase.against_truth(x, level, made) for x in (images, images[:, :, :, ::2]))
+    stretched = dual_phase.RUNS[dual_phase.ELONGATED].population(300, 1)
+    found = dual_phase.against_truth(dual_phase.shown(stretched), level, stretched)
+    assert (own.pop("anisotropy"), found.pop("anisotropy")) == pytest.approx((1, 2), rel=0.05)
+    assert max(*own.values(), *found.values()) < 0.015  # what chance leaves of 300 images
+    assert other["anisotropy"] == pytest.approx(0.5, rel=0.1)  # coarser, and as noisy
     assert other["truth_phase_error"] < 0.015
     assert other["truth_two_point_rms"] > 2 * own["truth_two_point_rms"]
 
