@@ -380,6 +380,15 @@ def test_probability_stays_where_transformations_can_be_undone():
     assert 0.1 < feed(probability, 0.0, 4)[-1] < 0.2
 
 
+def test_it_rises_ten_times_as_fast_by_unseen_images_unless_told_otherwise():
+    for config, fast, slow in ((AugmentConfig(), 0.16, 0.016), (AugmentConfig(adapt_images=1e5), 0.08, 0.08)):
+        for by_unseen, p in ((True, fast), (False, slow)):
+            probability = AdaptiveProbability(config)
+            for _ in range(4):
+                probability.update(1.0, 1.0, 2000, CPU, by_unseen)
+            assert probability.p == pytest.approx(p)
+
+
 def test_the_mean_counts_not_the_last_look():
     probability = AdaptiveProbability(AugmentConfig(adapt_images=64))
     told = [probability.update(sign, 1, 1, CPU) for sign in (1.0, 1.0, 1.0, 0.0)]
@@ -440,7 +449,8 @@ def test_a_resumed_probability_goes_on_as_if_nothing_had_happened():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"target": 1.0}, {"target": float("nan")}, {"adapt_images": 0}, {"p": 1.1}, {"p": float("nan")}]
+    "wrong",
+    [{"target": 1.0}, {"target": float("nan")}, {"adapt_images": -1}, {"p": 1.1}, {"p": float("nan")}],
 )
 def test_impossible_settings_are_explained(wrong):
     with pytest.raises(UserError, match="augment"):

@@ -39,6 +39,9 @@ _BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
 _LOBES = 3
 #: The largest p that is adapted to: beyond it, transformations begin to show in what is generated.
 _MOST = 0.8
+#: Images in which p can rise from 0 to 1 by unseen images, and by the sign of verdicts, which at the start of a training
+#: is as high as that of a critic that knows its images by heart.
+_BY_UNSEEN, _BY_SIGN = 50_000.0, 500_000.0
 #: Steps between looks at unseen images, and looks between adjustments of p.
 INTERVAL = 4
 #: Of the adaptive probability, in checkpoints.
@@ -66,16 +69,16 @@ class AugmentConfig:
     """Overfitting of the critic above which p rises, and below which it falls; 0 = p stays where it is. Of StyleGAN2
     with real images held out: how far from its verdicts on training images towards those on generated ones its verdicts
     on them lie, -1 to 1. Else the mean sign of its answers to training images. [0.6]"""
-    adapt_images: float = 500_000.0
-    """Images in which p can rise from 0 to 1. [500000]"""
+    adapt_images: float = 0.0
+    """Images in which p can rise from 0 to 1; 0 = 50000 by held-out images, 500000 by the sign. [500000]"""
     p: float = 0.0
     """Probability of each transformation to begin with. [0]"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < 1:
             raise UserError(f"augment.target = {self.target}: give a number from 0 to below 1.")
-        if not self.adapt_images > 0:
-            raise UserError(f"augment.adapt_images = {self.adapt_images}: give a number greater than 0.")
+        if not self.adapt_images >= 0:
+            raise UserError(f"augment.adapt_images = {self.adapt_images}: give 0 or a greater number.")
         check_ranges("augment", self, p=(0, 1))
 
     @property
@@ -476,7 +479,12 @@ class AdaptiveProbability:
         self._images = self._looks = 0.0
 
     def update(
-        self, part: float | Tensor, whole: float | Tensor, images: int, device: torch.device
+        self,
+        part: float | Tensor,
+        whole: float | Tensor,
+        images: int,
+        device: torch.device,
+        by_unseen: bool = False,
     ) -> float | None:
         """Take in what one look at the critic tells; every process calls it.
 
@@ -488,6 +496,8 @@ class AdaptiveProbability:
             Training images that all processes together have seen since the last call.
         device : torch.device
             Over which the processes talk.
+        by_unseen : bool
+            Whether the measure is r_v, by which p may rise quickly.
 
         Returns
         -------
@@ -508,7 +518,8 @@ class AdaptiveProbability:
         part, whole = float(self._part), float(self._whole)
         overfit = min(1.0, max(-1.0, part / whole)) if whole > 0 else 0.0
         if self.config.target > 0:
-            step = self._images / self.config.adapt_images
+            rise = self.config.adapt_images or (_BY_UNSEEN if by_unseen else _BY_SIGN)
+            step = self._images / rise
             self.p = min(_MOST, max(0.0, self.p + (step if overfit > self.config.target else -step)))
         self._part = self._whole = self._images = self._looks = 0.0
         return overfit

@@ -313,7 +313,9 @@ class GAN:
             self.probability.update(told[2], 1.0, draw.world, real.device)
         elif on_unseen is not None:
             known, whole = told[3] - on_unseen, told[3] - told[4]
-            overfit = self.probability.update(known, whole, INTERVAL * draw.world, real.device)
+            overfit = self.probability.update(
+                known, whole, INTERVAL * draw.world, real.device, by_unseen=True
+            )
             values |= {} if overfit is None else {"overfit": overfit}
         return values | {"real_signs": told[2], "augment_p": self.probability.p}
 
