@@ -2,8 +2,9 @@
 
 Microstructures of known truth (Gaussian random fields cut at a level, 64 px, grey): 2000 to learn from, 1000 others to
 judge by. Each model trains for the same wall time. For the same number of steps: with 50 images StyleGAN2 with and
-without adaptive augmentation; StyleGAN2-ADA with 200 of the 2000 held out to steer it, and on elongated fields. Every finished training is in a CSV file and is not run again; one that was stopped goes on
-from its checkpoints, in the folder beside that file.
+without adaptive augmentation; StyleGAN2-ADA with 200 of the 2000 held out to steer it, and on elongated fields. Every
+finished training is in a CSV file and is not run again; one that was stopped goes on from its checkpoints, in the folder
+beside that file.
 
 python dual_phase.py [minutes of a training] [seeds, 0: only publish] [results.csv] [names of runs ...]
 """
@@ -51,6 +52,11 @@ class Run:
     unseen: int = 0
     """Of these images, not learnt from: they tell augmentation when the critic knows the others by heart."""
     anisotropy: float = 1.0
+
+    @property
+    def real(self) -> str:
+        """What the population is called."""
+        return "real" + f", anisotropy {self.anisotropy:g}" * (self.anisotropy != 1)
 
     def population(self, n: int, seed: int) -> DualPhaseSet:
         return field_microstructures(n, anisotropy=self.anisotropy, seed=seed)
@@ -211,8 +217,10 @@ def against_truth(images: np.ndarray, level: float, made: DualPhaseSet) -> dict[
 
 
 def _half_way(two_point: np.ndarray) -> float:
-    """Distance in px over which a two-point function first falls half-way from f to f²."""
+    """Distance in px over which a two-point function first falls half-way from f to f²; NaN if it does not."""
     level = (two_point[0] + two_point[0] ** 2) / 2
+    if not (two_point < level).any():
+        return float("nan")
     k = int(np.argmax(two_point < level))
     return k - (level - two_point[k]) / (two_point[k - 1] - two_point[k])
 
@@ -272,13 +280,10 @@ def summary(results: pd.DataFrame) -> str:
             cells = [f"{own[k].mean():.3g}" + spread * f" ± {own[k].std():.2g}" for k in SHOWN]
             told = name + (", last state" if state == "last" else "")
             rows.append([told, len(own), f"{own['took'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
-    for told, own in (
-        ("", results[results["run"] != ELONGATED]),
-        (", anisotropy 2", results[results["run"] == ELONGATED]),
-    ):
+    for real, own in results.groupby(results["run"].map(lambda name: RUNS[name].real)):
         if not own.empty:
             floors = [f"{own[f'{k}_floor'].mean():.2g}" if f"{k}_floor" in own else "" for k in SHOWN]
-            rows.append([f"real, half against half{told}", "", "", "", *floors])
+            rows.append([f"{real}, half against half", "", "", "", *floors])
     return table(["model", "seeds", "minutes", "kimg", *(k.replace("_", " ") for k in SHOWN)], rows)
 
 
@@ -300,8 +305,7 @@ def picture(folder: Path, results: pd.DataFrame, n: int = 10) -> Figure:
     ordered = results.sort_values(["minutes", "state", "seed"])
     for name, asked in RUNS.items():
         if (ordered["run"] == name).any():
-            real = "real" + f", anisotropy {asked.anisotropy:g}" * (asked.anisotropy != 1)
-            rows.setdefault(real, shown(asked.population(n, HELD_OUT_SEED)))
+            rows.setdefault(asked.real, shown(asked.population(n, HELD_OUT_SEED)))
         for minutes, state, seed in ordered[ordered["run"] == name][["minutes", "state", "seed"]].itertuples(
             index=False
         ):
@@ -353,7 +357,7 @@ def publish_page(results: pd.DataFrame, file: Path) -> None:
             "correlation up to half the edge. *memorisation score*: share of samples more like a training image than all "
             "but the likest 1 % of unseen ones. *truth*: both errors against what theory says of the population, instead of "
             "the held-out images, the second along x and y. *anisotropy*: ratio of the distances along x and y over which the "
-            "two-point function falls half-way. *augment p*: probability of augmentation, largest and at the end. The last line is the "
+            "two-point function falls half-way. *augment p*: probability of augmentation, largest and at the end. The last lines are the "
             "noise floor, and in *truth* and *anisotropy* what cutting and measuring finds in real images.",
             known_truth(),
             *(text for minutes in lengths for text in of_one_length(results, minutes, file)),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -102,6 +103,7 @@ def test_theory_is_met_by_the_population_and_missed_by_another(dual_phase):
     found = dual_phase.against_truth(dual_phase.shown(stretched), level, stretched)
     assert (own.pop("anisotropy"), found.pop("anisotropy")) == pytest.approx((1, 2), rel=0.05)
     assert max(*own.values(), *found.values()) < 0.015  # what chance leaves of 300 images
+    assert np.isnan(dual_phase._half_way(np.array([0.5, 0.45, 0.42, 0.4])))  # a collapsed generator's
     assert other["anisotropy"] == pytest.approx(0.5, rel=0.1)  # coarser, and as noisy
     assert other["truth_phase_error"] < 0.015
     assert other["truth_two_point_rms"] > 2 * own["truth_two_point_rms"]

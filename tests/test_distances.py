@@ -16,6 +16,7 @@ from micrographia.metrics.distances import (
     precision_recall,
     radial_power_spectrum,
     radial_spectrum_distance,
+    shifted_interval,
     standardise,
 )
 from micrographia.metrics.features import module_extractor
@@ -189,8 +190,54 @@ def test_intervals_are_as_wide_as_new_images_scatter_the_numbers():
         low, high = np.transpose([f[f"{name}_interval"] for f in found])
         assert (low <= values).all()
         assert (values <= high).all()
-        # Resampling with replacement would be half as wide for kid, precision and recall.
+        # Halves that were not standardised anew would be half as wide for the kernel distance.
         assert 0.6 < (high - low).mean() / (2 * 1.96 * values.std()) < 2
+
+
+def test_intervals_of_shares_at_their_ends_and_of_small_sets():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(40, 32, 32))
+    found = compare_sets(real, real, 0.2, n_bootstrap=20)
+    for name in ("precision", "recall", "coverage"):
+        low, high = found[f"{name}_interval"]
+        assert 0.5 < low <= 1 - 3 / 40 + 1e-9
+        assert (found[name], high) == (1, 1)
+    found = compare_sets(real, ndimage.gaussian_filter(real[:25], (0, 2, 2)), 0.2, n_bootstrap=20)
+    assert found["precision"] == 0
+    assert found["precision_interval"] == pytest.approx((0, 3 / 25))  # none among 25 may be three in 25
+    few = compare_sets(real, real[:19], 0.2, n_bootstrap=20)
+    assert np.isnan(few["fid_interval"]).all()
+    assert any("fewer than 20" in w for w in few["warnings"])
+
+
+def test_coverage_near_its_ceiling_has_an_interval_of_its_scatter():
+    """Images drawn twice, their own neighbours, would make it more than twice as wide."""
+    rng = np.random.default_rng(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 10))
+    found = [
+        compare_sets(
+            *rng.normal(size=(2, 60, 32, 32)),
+            0.2,
+            module_extractor(network, "tiny"),
+            splits=1,
+            n_bootstrap=60,
+        )
+        for _ in range(30)
+    ]
+    low, high = np.transpose([f["coverage_interval"] for f in found])
+    values = np.array([f["coverage"] for f in found])
+    assert values.mean() > 0.9
+    assert 0.5 < (high - low).mean() / (2 * 1.96 * values.std()) < 1.7
+    assert (high <= 1).all()
+
+
+def test_a_shifted_interval_holds_its_number():
+    assert shifted_interval(0.0, np.array([0.0] * 99 + [0.01]), 0.0) == (0.0, 0.0)
+    low, high = shifted_interval(1.0, np.array([0.9] + [0.998] * 99))
+    assert low <= 1 <= high
+    low, high = shifted_interval(2.0, np.linspace(2.5, 3.5, 101), 0.0)
+    assert (low, high) == pytest.approx((1.525, 2.475))
+    assert np.isnan(shifted_interval(1.0, np.array([np.nan, 1.0]))).all()
 
 
 def test_compare_sets_warns_when_features_outnumber_images():

@@ -260,7 +260,9 @@ def test_a_way_between_real_images(steel, fitted, tmp_path, monkeypatch, capsys)
     assert (told["from_projection_of"], told["to_projection_of"]) == ("field-00.png", "field-01.png")
     model = Synthesizer.load(fitted[0] / "model.safetensors")
     ends = torch.from_numpy(np.stack([np.load(f"p{k}/style.npy") for k in (0, 1)]))
-    for k, (drawn, frame) in enumerate(zip(model.draw_styles(ends), (frames[0], frames[2]), strict=True)):
+    for k, (drawn, frame) in enumerate(
+        zip(model.draw_styles(ends, None), (frames[0], frames[2]), strict=True)
+    ):
         np.testing.assert_array_equal(model.window.restore(drawn)[0], read_stored(frame)[0].data)
         projected = read_stored(tmp_path / f"p{k}" / "projected.png")[0].data.astype(float)
         np.testing.assert_allclose(
@@ -300,6 +302,17 @@ def test_evaluate_models_and_folders(steel, fitted, tmp_path, capsys):
     assert same["fid"] < 1e-3 < model["fid"]
     assert same["two_point_rms"] < 1e-9 < model["two_point_rms"]
     assert (tmp_path / "e" / "report.html").exists()
+
+
+def test_few_images_are_judged_without_intervals_and_in_valid_json(steel, tmp_path, capsys):
+    for path in sorted(steel.glob("*.png"))[:10]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert main(["synthesize", "evaluate", str(tmp_path), "--real", str(steel), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
+    assert told["fid_interval"] == [None, None]
+    assert any("fewer than 20" in w for w in told["warnings"])
+    assert main(["synthesize", "evaluate", str(tmp_path), "--real", str(steel)]) == 0
+    assert "too few for intervals" in "".join(capsys.readouterr())
 
 
 def test_evaluate_on_the_training_images_says_so_and_finds_copies(steel, fitted, tmp_path, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -298,6 +297,7 @@ def run_project(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """`micrographia synthesize evaluate`."""
+    from micrographia.workflows.runfolder import json_text
     from micrographia.workflows.synthesize_recipe import JudgeConfig
     from micrographia.workflows.synthesize_report import numbers_table
     from micrographia.workflows.synthesize_steps import evaluate
@@ -313,7 +313,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         arguments.device or "auto", teller(arguments),
     )  # fmt: skip
     if arguments.json:
-        print(json.dumps(found.numbers, indent=1, default=float))
+        print(json_text(found.numbers))
     else:
         tables = [numbers_table(found)]
         tables += [found.microstructure.table()] if found.microstructure else []

@@ -25,8 +25,8 @@ from micrographia.micrograph import robust_scale
 
 #: Of `compare_sets`, what neighbours among the features tell: the larger the better.
 NEIGHBOUR_MEASURES = ("precision", "recall", "density", "coverage")
-#: What they can be, where that is not any number from 0 on.
-_RANGES = {"kid": (-np.inf, np.inf), "precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0)}
+#: From so many images in each set on, their halves tell how sure a number is.
+_ENOUGH = 20
 
 
 def _features(a, b) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +272,8 @@ def compare_sets(
         sets, the floor of the (biased) Fréchet distance is on the high side; where the other set is smaller than they
         are, on the low side.
     n_bootstrap : int
-        Resamples of both sets for the intervals. With a 2048-dimensional extractor each costs seconds.
+        Random halves of both sets for the intervals. With a 2048-dimensional extractor and thousands of images each
+        costs seconds.
 
     Returns
     -------
@@ -284,8 +285,8 @@ def compare_sets(
 
     Notes
     -----
-    Intervals are how the numbers scatter over random halves of both sets, shifted to the number of the whole. Patches
-    cut from one image are not independent: intervals are then too narrow.
+    Intervals: 1.96 standard deviations, as the numbers scatter over random halves of both sets. Patches cut from one
+    image are not independent: intervals are then too narrow. Below 20 images in a set they are NaN.
     """
     check_pixel_size(pixel_size_A)
     real, other = scale_each(real), scale_each(other)
@@ -301,13 +302,18 @@ def compare_sets(
         for f, x in ((a, real), (b, other))
     )
     k = min(5, len(a) // 2 - 1)  # the same for the sets and for the halves of small ones
-    found = _measures(one, two, k, seed)
+    apart = _Apart.of(a, b)
+    found = _measures(one, two, apart, k, seed)
     rng = np.random.default_rng(seed)
     floors = []
     for _ in range(splits):
         half, rest = np.array_split(rng.permutation(len(a)), [len(a) // 2])
-        floors.append(_measures(one.part(half), one.part(rest), k, seed, subsets=10))
-    intervals = _intervals(one, two, found, k, extractor.standardise, n_bootstrap, rng)
+        halves = _Apart(apart.real, apart.real, apart.real).part(half, rest)
+        floors.append(_measures(one.part(half), one.part(rest), halves, k, seed, subsets=10))
+    enough = min(len(a), len(b)) >= _ENOUGH
+    intervals = _intervals(
+        one, two, None if extractor.standardise else apart, found, k, n_bootstrap * enough, rng
+    )
 
     result: dict[str, Any] = {
         "extractor": extractor.name,
@@ -338,14 +344,40 @@ class _Measured:
         return _Measured(self.features[images], self.histograms[images], self.spectra[images])
 
 
-def _measures(real: _Measured, other: _Measured, k: int, seed: int, subsets: int = 100) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Apart:
+    """Distances between all features of two sets."""
+
+    real: np.ndarray
+    """``[N, N]``, within the real set."""
+    other: np.ndarray
+    """``[M, M]``, within the other one."""
+    across: np.ndarray
+    """``[M, N]``, of other to real images."""
+
+    @classmethod
+    def of(cls, real: np.ndarray, other: np.ndarray) -> _Apart:
+        return cls(cdist(real, real), cdist(other, other), cdist(other, real))
+
+    def part(self, real: np.ndarray, other: np.ndarray) -> _Apart:
+        return _Apart(
+            self.real[np.ix_(real, real)],
+            self.other[np.ix_(other, other)],
+            self.across[np.ix_(other, real)],
+        )
+
+
+def _measures(
+    real: _Measured, other: _Measured, apart: _Apart, k: int, seed: int, subsets: int = 100
+) -> dict[str, float]:
     """Every number of `compare_sets`; `k` is of density and coverage, `subsets` of the kernel distance."""
-    a, b = real.features, other.features
-    within, across = cdist(a, a), cdist(b, a)
-    neighbours = *_precision_recall(within, cdist(b, b), across), *_density_coverage(within, across, k)
+    neighbours = (
+        *_precision_recall(apart.real, apart.other, apart.across),
+        *_density_coverage(apart.real, apart.across, k),
+    )
     return {
-        "fid": frechet_distance(a, b),
-        "kid": kernel_distance(a, b, subsets=subsets, seed=seed)[0],
+        "fid": frechet_distance(real.features, other.features),
+        "kid": kernel_distance(real.features, other.features, subsets=subsets, seed=seed)[0],
         "histogram_kl": _kl(real.histograms, other.histograms),
         "spectrum_distance": float(rms_difference(real.spectra.mean(0), other.spectra.mean(0))),
     } | dict(zip(NEIGHBOUR_MEASURES, neighbours, strict=True))
@@ -354,50 +386,52 @@ def _measures(real: _Measured, other: _Measured, k: int, seed: int, subsets: int
 def _intervals(
     real: _Measured,
     other: _Measured,
+    apart: _Apart | None,
     found: dict[str, float],
     k: int,
-    standardised: bool,
     draws: int,
     rng: np.random.Generator,
-    cap: int = 1000,
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of what was found, by how random halves of both sets scatter.
+    """95 % intervals of what was found; without distances the features are standardised, each half by itself.
 
-    Means over random halves, drawn without replacement, scatter about those over the whole set as these do about the
-    population's (Shao and Wu 1989, delete-half jackknife). No image is drawn twice, which would be its own neighbour,
-    and each half is scaled by itself, as the sets are. Of more than `cap` images a random choice, whose wider
-    interval is kept.
+    The mean over a random half, drawn without replacement, scatters about that of the whole set as this does about the
+    population's (delete-half jackknife; Shao and Wu, Ann. Stat. 17, 1176 (1989)); what counts neighbours depends on the
+    number of images besides, but little of that is scatter. An image drawn twice would be its own neighbour. A share
+    of 0 or 1 has no scatter: nothing seen in n images may still be 3 in n.
     """
+    if draws < 2:
+        return {f"{name}_interval": (float("nan"), float("nan")) for name in found}
     resampled = []
     for _ in range(draws):
-        halves = []
-        for images in (real, other):
-            n = len(images.features)
-            halves.append(images.part(rng.choice(n, min(n, cap) // 2, replace=False)))
-        if standardised:
-            features = standardise(*(half.features for half in halves))
-            halves = [replace(half, features=f) for half, f in zip(halves, features, strict=True)]
-        resampled.append(_measures(halves[0], halves[1], k, 0))
-    return {
-        f"{name}_interval": shifted_interval(
-            value, np.array([r[name] for r in resampled]), *_RANGES.get(name, (0.0, np.inf))
-        )
-        for name, value in found.items()
-    }
+        i, j = (rng.choice(len(x.features), len(x.features) // 2, replace=False) for x in (real, other))
+        one, two = real.part(i), other.part(j)
+        if apart is not None:
+            resampled.append(_measures(one, two, apart.part(i, j), k, 0))
+            continue
+        a, b = standardise(one.features, two.features)
+        one, two = replace(one, features=a), replace(two, features=b)
+        resampled.append(_measures(one, two, _Apart.of(a, b), k, 0))
+    counted = {"precision": len(other.features), "recall": len(real.features), "coverage": len(real.features)}
+    out = {}
+    for name, value in found.items():
+        wide = 1.96 * float(np.std([r[name] for r in resampled], ddof=1))
+        least, most = (-np.inf if name == "kid" else 0.0), np.inf
+        if name in counted:
+            wide, most = float(np.hypot(wide, 3 / counted[name])), 1.0
+        out[f"{name}_interval"] = (max(value - wide, least), min(value + wide, most))
+    return out
 
 
-def shifted_interval(
-    distance: float, resampled: np.ndarray, least: float = -np.inf, most: float = np.inf
-) -> tuple[float, float]:
+def shifted_interval(distance: float, resampled: np.ndarray, least: float = -np.inf) -> tuple[float, float]:
     """95 % interval of a distance, from those of resampled sets, which are on the high side: shifted to the distance.
 
-    NaN of fewer than two that are finite; `least` and `most` are what a distance can be.
+    NaN of fewer than two that are finite; `least` is the smallest that a distance can be. It holds the distance.
     """
     resampled = resampled[np.isfinite(resampled)]
     if len(resampled) < 2:
         return float("nan"), float("nan")
     low, high = np.quantile(resampled - resampled.mean() + distance, [0.025, 0.975])
-    return max(float(low), least), min(float(high), most)
+    return float(min(max(low, least), distance)), float(max(high, distance))
 
 
 def _warnings(n_real: int, n_other: int, dimension: int) -> list[str]:
@@ -412,4 +446,6 @@ def _warnings(n_real: int, n_other: int, dimension: int) -> list[str]:
             f"{n} images, fewer than 2048: the Fréchet distance is biased upwards; compare it with its "
             "noise floor, and only with values from as many images."
         )
+    if n < _ENOUGH:
+        out.append(f"{n} images, fewer than {_ENOUGH}: too few for intervals of these distances and shares.")
     return out

@@ -293,14 +293,14 @@ class Synthesizer:
     def draw_styles(
         self,
         styles: Tensor,
-        noise_seed: int | None = None,
+        noise_seed: int | None = 0,
         truncation: float = 1.0,
         label: str | int | None = None,
         device: str = "auto",
     ) -> np.ndarray:
         """Images ``[N, C, H, W]`` of styles ``[N, latent]`` or ``[N, style_count, latent]``, all with one noise.
 
-        Without a seed it is that of `project`: fixed in the layers, none on the image.
+        With None it is that of `project`: fixed in the layers, none on the image.
         With a label, truncation draws the styles towards the mean one of that class.
         """
         network = self._ready(device)

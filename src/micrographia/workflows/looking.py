@@ -19,6 +19,7 @@ from micrographia.micrograph import Micrograph
 from micrographia.plots.figures import precision_recall_figure
 from micrographia.signals import told_json
 from micrographia.workflows.report import figure_png
+from micrographia.workflows.runfolder import defined
 
 
 def evaluate_sites(
@@ -101,14 +102,14 @@ def evaluate_sites(
     course = precision_recall_curve(predicted, truth, **how)
     if curve is not None:
         _write_curve(curve, course)
-    out: dict[str, Any] = {name: _defined(getattr(score, name)) for name in ("precision", "recall", "f1")}
-    out |= {f"{name}_interval": [_defined(v) for v in ends] for name, ends in score.intervals.items()}
+    out: dict[str, Any] = {name: defined(getattr(score, name)) for name in ("precision", "recall", "f1")}
+    out |= {f"{name}_interval": [defined(v) for v in ends] for name, ends in score.intervals.items()}
     return out | {
-        "average_precision": _defined(average_precision(course)),
+        "average_precision": defined(average_precision(course)),
         "tp": score.tp,
         "fp": score.fp,
         "fn": score.fn,
-        "rms_distance": _defined(score.rms_displacement_px),
+        "rms_distance": defined(score.rms_displacement_px),
         "tolerance": tolerance,
         "unit": "Å" if scale else "px",
         "border": border,
@@ -185,10 +186,6 @@ def _numbers(column: pd.Series) -> pd.Series:
             f"The column pixel_size_A holds '{text.iloc[0]}'; give numbers of Å, without the unit."
         )
     return numbers
-
-
-def _defined(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def inspect_files(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,10 +225,10 @@ def judge(
     classes : (of real, of generated, names), optional
     """
     grey_real, grey = real.mean(axis=1), generated.mean(axis=1)
-    numbers, microstructure = _compared(real, generated, config, seed, pixel_size_A)
+    numbers, microstructure = _compared(real, generated, config, seed, pixel_size_A, config.bootstrap)
     if training is not None and training is not real:
         some = np.random.default_rng([seed, 17]).permutation(len(training))[: len(generated)]
-        learnt, _ = _compared(real, training[some], replace(config, bootstrap=10), seed, pixel_size_A)
+        learnt, _ = _compared(real, training[some], config, seed, pixel_size_A, 0)
         numbers |= {f"{k}_training": learnt[k] for k in learnt if f"{k}_floor" in learnt}
     copies = None
     if training is not None:
@@ -242,14 +242,17 @@ def judge(
 
 
 def _compared(
-    real: np.ndarray, other: np.ndarray, config: JudgeConfig, seed: int, pixel_size_A: float | None
+    real: np.ndarray,
+    other: np.ndarray,
+    config: JudgeConfig,
+    seed: int,
+    pixel_size_A: float | None,
+    draws: int,
 ) -> tuple[dict[str, Any], MicrostructureComparison | None]:
     """Every measure of how alike two sets are, with noise floors, and the curves of their phases."""
     grey_real, grey = real.mean(axis=1), other.mean(axis=1)
-    numbers = compare_sets(
-        grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=config.bootstrap
-    )
-    numbers |= compare_levels(real, other, seed, n_bootstrap=config.bootstrap)
+    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=draws)
+    numbers |= compare_levels(real, other, seed, n_bootstrap=draws)
     if not config.phases:
         return numbers, None
     microstructure = compare_micrographs(
@@ -257,7 +260,7 @@ def _compared(
         grey,
         config.threshold_each,
         pixel_size_A=pixel_size_A,
-        n_bootstrap=config.bootstrap,
+        n_bootstrap=draws,
         seed=seed,
     )
     return numbers | {k: v for k, v in microstructure.numbers().items() if k not in numbers}, microstructure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from micrographia.synthesize.synthesizer import Synthesizer, on_circle
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
 from micrographia.workflows.report import Report, figure_png
+from micrographia.workflows.runfolder import json_text
 from micrographia.workflows.synthesize import (
     JUDGED_FROM,
     Judgement,
@@ -240,7 +240,7 @@ def evaluate(
         judgement_sections(report, found, judged_by, drawn, known, made)
         report.write(out / "report.html")
         with atomic_path(out / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(found.numbers, indent=1, default=float) + "\n")
+            temporary.write_text(json_text(found.numbers) + "\n", "utf-8")
     return found
 
 
