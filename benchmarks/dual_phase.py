@@ -98,16 +98,17 @@ LOOKS, JUDGES, HELD_OUT_SEED = 20, 1000, 900
 
 
 def commit() -> str:
+    """Which code runs, and whether it was changed since; the pages that benchmarks write do not count."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip()
+
     try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "../src")
+        return (git("describe", "--always") or "unknown") + "-changed" * bool(changed)
     except OSError:  # no git
         return "unknown"
-    return told.stdout.strip() or "unknown"
 
 
 #: What is measured, which may change while it is.
