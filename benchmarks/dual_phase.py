@@ -278,7 +278,8 @@ def summary(results: pd.DataFrame) -> str:
             if own.empty:
                 continue
             spread = len(own) > 1
-            cells = [f"{own[k].mean():.3g}" + spread * f" ± {own[k].std():.2g}" for k in SHOWN]
+            # Twice through a number: 130, not 1.3e+02.
+            cells = [f"{own[k].mean():.3g}" + spread * f" ± {float(f'{own[k].std():.2g}'):g}" for k in SHOWN]
             told = name + (", last state" if state == "last" else "")
             rows.append([told, len(own), f"{own['took'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
     for real, own in results.groupby(results["run"].map(lambda name: RUNS[name].real)):
