@@ -83,8 +83,9 @@ def judgement_sections(
     n = found.numbers
     close.text(
         f"{n['n_other']} generated against {n['n_real']} real images; features: {n['extractor']}, a nominal pixel. Low and "
-        "high: 95 %, as the number scatters over images, not over trainings. The last column is the same number between two halves of the real images: what chance alone makes of a distance, "
-        "and about what precision, recall, density and coverage are of two sets of one population."
+        "high: 95 %, as the number scatters over images, not over trainings. The last column is the same number between "
+        "two halves of the real images: what chance alone makes of a distance, and about what precision, recall, density "
+        "and coverage are of two sets of one population."
         + (COLOURS if real.shape[1] > 1 else "")
         + (LEARNT if "fid_training" in n else "")
     )
