@@ -284,9 +284,8 @@ def summary(results: pd.DataFrame) -> str:
             told = name + (", last state" if state == "last" else "")
             rows.append([told, len(own), f"{own['took'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
     for real, own in results.groupby(results["run"].map(lambda name: RUNS[name].real)):
-        if not own.empty:
-            floors = [f"{own[f'{k}_floor'].mean():.2g}" if f"{k}_floor" in own else "" for k in SHOWN]
-            rows.append([f"{real}, half against half", "", "", "", *floors])
+        floors = [f"{own[f'{k}_floor'].mean():.2g}" if f"{k}_floor" in own else "" for k in SHOWN]
+        rows.append([f"{real}, half against half", "", "", "", *floors])
     return table(["model", "seeds", "minutes", "kimg", *(k.replace("_", " ") for k in SHOWN)], rows)
 
 

@@ -1,16 +1,20 @@
-"""Finding files that a user names, and writing files that appear whole or not at all."""
+"""Finding files that a user names, and writing files that appear whole or not at all, JSON that every reader takes."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import glob
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from micrographia.errors import UserError
 
@@ -105,3 +109,18 @@ def _write_error(path: Path, error: OSError) -> UserError:
             f"in {folder}. Nothing was left half-written; free some space or write to another folder."
         )
     return UserError(f"{path}: cannot be written ({error}); check the folder and its permissions.")
+
+
+def json_text(values: Any) -> str:
+    """JSON of what was computed; undefined numbers (NaN, infinite) are null, which every reader takes."""
+    return json.dumps(defined(values), indent=1, default=float, allow_nan=False)
+
+
+def defined(values: Any) -> Any:
+    """The same, with None in place of undefined numbers."""
+    if isinstance(values, Mapping):
+        return {k: defined(v) for k, v in values.items()}
+    if isinstance(values, list | tuple):
+        return [defined(v) for v in values]
+    fraction = isinstance(values, Real) and not isinstance(values, Integral)
+    return None if fraction and not isfinite(values) else values

@@ -297,7 +297,7 @@ def run_project(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """`micrographia synthesize evaluate`."""
-    from micrographia.workflows.runfolder import json_text
+    from micrographia.files import json_text
     from micrographia.workflows.synthesize_recipe import JudgeConfig
     from micrographia.workflows.synthesize_report import numbers_table
     from micrographia.workflows.synthesize_steps import evaluate

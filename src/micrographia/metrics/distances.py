@@ -310,10 +310,8 @@ def compare_sets(
         half, rest = np.array_split(rng.permutation(len(a)), [len(a) // 2])
         halves = _Apart(apart.real, apart.real, apart.real).part(half, rest)
         floors.append(_measures(one.part(half), one.part(rest), halves, k, seed, subsets=10))
-    enough = min(len(a), len(b)) >= _ENOUGH
-    intervals = _intervals(
-        one, two, None if extractor.standardise else apart, found, k, n_bootstrap * enough, rng
-    )
+    draws = n_bootstrap if min(len(a), len(b)) >= _ENOUGH else 0
+    intervals = _intervals(one, two, None if extractor.standardise else apart, found, k, draws, rng)
 
     result: dict[str, Any] = {
         "extractor": extractor.name,

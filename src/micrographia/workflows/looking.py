@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from micrographia.errors import UserError, did_you_mean
+from micrographia.files import defined
 from micrographia.inspect import Inspection, inspect_image, known_material
 from micrographia.io import atomic_path, read_folder, read_provenance
 from micrographia.library import ImageLibrary
@@ -19,7 +20,6 @@ from micrographia.micrograph import Micrograph
 from micrographia.plots.figures import precision_recall_figure
 from micrographia.signals import told_json
 from micrographia.workflows.report import figure_png
-from micrographia.workflows.runfolder import defined
 
 
 def evaluate_sites(

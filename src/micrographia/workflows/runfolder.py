@@ -11,15 +11,13 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from micrographia.errors import UserError
-from micrographia.io import atomic_path
+from micrographia.files import atomic_path, json_text
 from micrographia.training import distributed
 from micrographia.workflows.explore_recipe import ExploreRecipe
 from micrographia.workflows.recipe import Recipe, differences, load_recipe, to_toml
@@ -137,20 +135,6 @@ class RunFolder:
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file into the run folder, completely or not at all."""
         self.write_text(name, json_text(values) + "\n")
-
-
-def json_text(values: Any) -> str:
-    """JSON of what was computed; undefined numbers (NaN, infinite) are null, which every reader takes."""
-    return json.dumps(defined(values), indent=1, default=float, allow_nan=False)
-
-
-def defined(values: Any) -> Any:
-    """The same, with None in place of undefined numbers."""
-    if isinstance(values, Mapping):
-        return {k: defined(v) for k, v in values.items()}
-    if isinstance(values, list | tuple):
-        return [defined(v) for v in values]
-    return None if isinstance(values, float | np.floating) and not np.isfinite(values) else values
 
 
 def fingerprint(values: Any) -> str:

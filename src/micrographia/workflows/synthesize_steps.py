@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from micrographia.errors import UserError
-from micrographia.files import atomic_path, find_files
+from micrographia.files import atomic_path, find_files, json_text
 from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_provenance, read_stored, write_array, write_image
 from micrographia.micrograph import Micrograph
@@ -33,7 +33,6 @@ from micrographia.synthesize.synthesizer import Synthesizer, on_circle
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
 from micrographia.workflows.report import Report, figure_png
-from micrographia.workflows.runfolder import json_text
 from micrographia.workflows.synthesize import (
     JUDGED_FROM,
     Judgement,
