@@ -97,8 +97,9 @@ def publish(
     packages: Sequence[str],
     measured: str | None = None,
     arguments: str = "",
+    page: str | None = None,
 ) -> None:
-    """Print the page and write it to ``docs/benchmarks/NAME.md``.
+    """Print the page and write it to ``docs/benchmarks/PAGE.md``.
 
     Parameters
     ----------
@@ -106,10 +107,12 @@ def publish(
         When and where, if that was not here and now.
     arguments : str
         Of the command that repeats the measurement.
+    page : str, optional
+        By default named like the script.
     """
     here = f"Measured on {date.today()}: {environment(packages)}. Times are CPU times of the process."
     repeat = f"Repeat: `python benchmarks/{name}.py {arguments}".rstrip() + "`"
     text = "\n\n".join([f"# {title}", *sections, measured or here, repeat])
     print(text)
-    with atomic_path(DOCS / f"{name}.md") as temporary:
+    with atomic_path(DOCS / f"{page or name}.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

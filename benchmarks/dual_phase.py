@@ -4,7 +4,7 @@ Microstructures of known truth (Gaussian random fields cut at a level, 64 px, gr
 judge by. Each model trains for the same wall time. For the same number of steps: with 50 images StyleGAN2 with and
 without adaptive augmentation; StyleGAN2-ADA with 200 of the 2000 held out to steer it, and on elongated fields. Every
 finished training is in a CSV file and is not run again; one that was stopped goes on from its checkpoints, in the folder
-beside that file.
+beside that file. Trainings of one length make one page, with their rows beside it: a copy of those is a file to go on from.
 
 python dual_phase.py [minutes of a training] [seeds, 0: only publish] [results.csv] [names of runs ...]
 """
@@ -152,9 +152,12 @@ def steps_in(config: GanConfig, minutes: float) -> int:
     return steps
 
 
-def planned_steps(name: str, minutes: float, folder: Path) -> int:
+def planned_steps(name: str, minutes: float, results: pd.DataFrame, folder: Path) -> int:
     """Steps of all trainings of this name and time: measured once, so that seeds and resumed trainings agree."""
     name = STEPS_OF.get(name, name)
+    finished = of_length(results[results["run"] == name], minutes)
+    if not finished.empty:
+        return int(finished["steps"].iloc[0])
     file = folder / f"{_word(name)}-{minutes:g}min.json"
     if not file.exists():
         steps = steps_in(RUNS[name].config, minutes)
@@ -163,10 +166,9 @@ def planned_steps(name: str, minutes: float, folder: Path) -> int:
     return int(json.loads(file.read_text())["steps"])
 
 
-def run(name: str, minutes: float, seed: int, folder: Path) -> list[dict[str, Any]]:
+def run(name: str, minutes: float, seed: int, steps: int, folder: Path) -> list[dict[str, Any]]:
     """Train, or go on with it; judge the state nearest to the training images, and the last one."""
     asked = RUNS[name]
-    steps = planned_steps(name, minutes, folder)
     config = replace(asked.config, steps=steps, evaluate_every=max(steps // LOOKS, 1))
     images = training_set(asked.population(asked.images, 100 + seed))
     model, own = Synthesizer(config), training_folder(folder, name, minutes, seed)
@@ -263,6 +265,10 @@ def read_results(file: Path) -> pd.DataFrame:
     return results
 
 
+def of_length(results: pd.DataFrame, minutes: float) -> pd.DataFrame:
+    return results[results["minutes"] == minutes]
+
+
 def is_done(results: pd.DataFrame, name: str, minutes: float, seed: int) -> bool:
     return bool((results[KEYS] == [name, minutes, seed]).all(axis=1).any())
 
@@ -320,17 +326,17 @@ def fifty_themselves(seeds: int = 3) -> str:
 
 
 def picture(folder: Path, results: pd.DataFrame, n: int = 10) -> Figure:
-    """A row of real images, and of each kind and length of training one of samples of its first seed that is there."""
+    """A row of real images, and of each kind of training one of samples of its first seed that is there."""
     rows: dict[str, np.ndarray] = {}
-    ordered = results.sort_values(["minutes", "state", "seed"])
+    ordered = results.sort_values(["state", "seed"])
     for name, asked in RUNS.items():
         if (ordered["run"] == name).any():
             rows.setdefault(asked.real, shown(asked.population(n, HELD_OUT_SEED)))
-        for minutes, state, seed in ordered[ordered["run"] == name][["minutes", "state", "seed"]].itertuples(
+        for minutes, seed, state in ordered[ordered["run"] == name][[*KEYS[1:], "state"]].itertuples(
             index=False
         ):
             own = training_folder(folder, name, minutes, seed)
-            told = f"{name}, {minutes:g} minutes" + ", last state" * (state == "last")
+            told = name + ", last state" * (state == "last")
             if told in rows or (state == "last" and name not in (FEW, FEW_PLAIN)):
                 continue
             try:
@@ -343,34 +349,26 @@ def picture(folder: Path, results: pd.DataFrame, n: int = 10) -> Figure:
     return rows_figure(rows)
 
 
-def of_one_length(results: pd.DataFrame, minutes: float, file: Path) -> list[str]:
-    """The table of all trainings that were given so many minutes, and when, where and how they were measured."""
-    own = results[results["minutes"] == minutes]
+def publish_page(results: pd.DataFrame, minutes: float, file: Path) -> None:
+    """Write the page of all trainings that were given so many minutes, their rows and their picture."""
+    own = of_length(results, minutes)
+    if own.empty:
+        raise UserError(f"{file}: nothing to publish, it has no training of {minutes:g} minutes.")
+    page = f"dual_phase_{minutes:g}min"
+    image = page.replace("_", "-") + ".png"
+    about = {"synthetic": True, "generator": "benchmarks/dual_phase.py"}
+    with atomic_path(DOCS.parent / "images" / image) as temporary:
+        temporary.write_bytes(figure_png(picture(file.with_suffix(""), own), about))
+    with atomic_path(DOCS / f"{page}.csv") as temporary:
+        own.to_csv(temporary, index=False)
     seeds, days = sorted(own["seed"].unique().tolist()), sorted(own["date"].unique())
     names = [f'"{name}"' for name in RUNS if name in set(own["run"])]
-    repeat = " ".join([f"{minutes:g}", str(max(seeds) + 1), file.name, *names])
-    return [
-        f"## {minutes:g} minutes a training",
-        summary(own),
-        f"Measured from {days[0]} to {days[-1]}, seeds {', '.join(map(str, seeds))}, with "
-        f"{', '.join(sorted(own['code'].unique()))}: {'; '.join(own['where'].unique())}. Minutes are wall times. Repeat: "
-        f"`python benchmarks/dual_phase.py {repeat}`",
-    ]
-
-
-def publish_page(results: pd.DataFrame, file: Path) -> None:
-    if results.empty:
-        raise UserError(f"{file}: nothing to publish; it is empty.")
-    about = {"synthetic": True, "generator": "benchmarks/dual_phase.py"}
-    with atomic_path(DOCS.parent / "images" / "dual-phase.png") as temporary:
-        temporary.write_bytes(figure_png(picture(file.with_suffix(""), results), about))
-    lengths = sorted(results["minutes"].unique().tolist())
     publish(
-        "dual_phase", "Did the GAN learn the population?", [
-            "Dual-phase microstructures (Gaussian random fields), 64 px, grey; trainings under one heading were given the same "
-            f"time. With 50 images, the one without augmentation takes the steps of the one with it, which learns from {50 - RUNS[FEW].unseen} "
-            "of them and lets the others tell it how much the critic knows by heart; so do 200 of the 2000 in *200 unseen*. "
-            "*Anisotropy 2* is another population: elongated along x. The state kept is the one nearest "
+        "dual_phase", f"Did the GAN learn the population? {minutes:g} minutes a training", [
+            f"Dual-phase microstructures (Gaussian random fields), 64 px, grey; every training was given {minutes:g} minutes of the "
+            "machine on which its steps were planned. With 50 images, the one without augmentation takes the steps of the one "
+            f"with it, which learns from {50 - RUNS[FEW].unseen} of them and lets the others tell it how much the critic knows by heart; so do "
+            "200 of the 2000 in *200 unseen*. *Anisotropy 2* is another population: elongated along x. The state kept is the one nearest "
             "to the training images. 1000 samples against 1000 images of the population that no "
             "model has seen. *fid*: Fréchet distance of 55 physical statistics, in units of their spread over the real "
             "images. *phase fraction error*: difference of the mean bright area. *two point rms*: of the two-point "
@@ -381,11 +379,14 @@ def publish_page(results: pd.DataFrame, file: Path) -> None:
             "noise floor, and in *truth* and *anisotropy* what cutting and measuring finds in real images.",
             known_truth(),
             fifty_themselves(),
-            *(text for minutes in lengths for text in of_one_length(results, minutes, file)),
-            "![Real fields, and samples of each model](../images/dual-phase.png)",
+            summary(own),
+            f"Mean and standard deviation over the seeds; [each training by itself]({page}.csv).",
+            f"![Real fields, and samples of each model](../images/{image})",
         ], [],
-        "Without training, from the table alone:",
-        f"{lengths[0]:g} 0 {file.name}",
+        f"Measured from {days[0]} to {days[-1]}, seeds {', '.join(map(str, seeds))}, with "
+        f"{', '.join(sorted(own['code'].unique()))}: {'; '.join(own['where'].unique())}. Minutes are wall times.",
+        " ".join([f"{minutes:g}", str(max(seeds) + 1), file.name, *names]),
+        page,
     )  # fmt: skip
 
 
@@ -400,12 +401,14 @@ def main(minutes: float = 60.0, seeds: int = 3, path: str = "dual_phase.csv", *n
         for name in names or RUNS:
             if is_done(results, name, minutes, seed):
                 continue
-            rows = pd.DataFrame(run(name, minutes, seed, file.with_suffix("")))
+            folder = file.with_suffix("")
+            steps = planned_steps(name, minutes, results, folder)
+            rows = pd.DataFrame(run(name, minutes, seed, steps, folder))
             results = rows if results.empty else pd.concat([results, rows], ignore_index=True)
             with atomic_path(file) as temporary:
                 results.to_csv(temporary, index=False)
             print(rows.T.to_string(), flush=True)
-    publish_page(results, file)
+    publish_page(results, minutes, file)
 
 
 if __name__ == "__main__":

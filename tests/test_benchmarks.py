@@ -48,7 +48,7 @@ def test_a_training_is_known_by_run_minutes_and_seed(dual_phase, tmp_path):
 @pytest.mark.parametrize(
     ("text", "names", "message"),
     [
-        (None, [], "nothing to publish; it is empty"),
+        (None, [], "nothing to publish, it has no training of 60 minutes"),
         ("", [], "not a readable table"),
         ("a,b\n1,2\n", [], "no column run"),
         (None, ["DCGANN"], "no run 'DCGANN'. Did you mean 'DCGAN'?"),
@@ -63,7 +63,7 @@ def test_without_results_no_page_is_written(dual_phase, tmp_path, text, names, m
     assert not (tmp_path / "docs").exists()
 
 
-def test_trainings_of_one_length_stand_together(dual_phase, tmp_path, capsys, monkeypatch):
+def test_trainings_of_one_length_make_a_page(dual_phase, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dual_phase, "JUDGES", 20)
     file = tmp_path / "results.csv"
     rows = [row(dual_phase, seed=s, fid=4.0 + s) for s in (0, 1)]
@@ -72,26 +72,41 @@ def test_trainings_of_one_length_stand_together(dual_phase, tmp_path, capsys, mo
     damaged = dual_phase.training_folder(tmp_path / "results", "DCGAN", 60.0, 0) / "model.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no model")
+    dual_phase.main(15.0, 0, str(file))
     dual_phase.main(60.0, 0, str(file))
     assert capsys.readouterr().err.count("not in the picture") == 4  # of DCGAN two seeds
-    page = (tmp_path / "docs" / "benchmarks" / "dual_phase.md").read_text("utf-8")
-    short, long = page.split("## 60 minutes a training")
+    pages = tmp_path / "docs" / "benchmarks"
+    short, long = ((pages / f"dual_phase_{m}min.md").read_text("utf-8") for m in (15, 60))
     assert "| StyleGAN2-ADA, 50 images | 1 | 0 | 0 | 99 |" in short
     assert "| StyleGAN2-ADA, 50 images, last state | 1 | 0 | 0 | 98 |" in short
     assert "| DCGAN | 2 | 0 | 0 | 4.5 ± 0.71 |" in long
     assert "50 images |" not in long
-    assert "asked for is 0.3500" in page
+    assert "asked for is 0.3500" in long
     assert "from 2026-01-02 to 2026-01-02, seeds 0, 1, with abc123: a machine of 2 cores" in long
     assert 'Repeat: `python benchmarks/dual_phase.py 60 2 results.csv "DCGAN"`' in long
+    assert "(../images/dual-phase-60min.png)" in long
+    assert (pages.parent / "images" / "dual-phase-60min.png").exists()
+    kept = dual_phase.read_results(pages / "dual_phase_60min.csv")
+    pd.testing.assert_frame_equal(kept, dual_phase.read_results(file).iloc[:2])
 
 
 def test_fifty_images_take_the_same_number_of_steps(dual_phase, tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr(dual_phase, "steps_in", lambda config, minutes: measured.append(config) or 123)
+    none = dual_phase.read_results(tmp_path / "none.csv")
     for name in (dual_phase.FEW_PLAIN, dual_phase.FEW, dual_phase.FEW):
-        assert dual_phase.planned_steps(name, 60.0, tmp_path) == 123
+        assert dual_phase.planned_steps(name, 60.0, none, tmp_path) == 123
     assert len(measured) == 1
     assert measured[0].augment.acts
+
+
+def test_further_seeds_take_the_steps_of_finished_ones(dual_phase, tmp_path, monkeypatch):
+    monkeypatch.setattr(dual_phase, "steps_in", lambda config, minutes: 123)
+    finished = pd.DataFrame([row(dual_phase, run=dual_phase.FEW, steps=777)])
+    for name in (dual_phase.FEW, dual_phase.FEW_PLAIN):
+        assert dual_phase.planned_steps(name, 60.0, finished, tmp_path) == 777
+    assert dual_phase.planned_steps(dual_phase.FEW, 15.0, finished, tmp_path) == 123
+    assert dual_phase.planned_steps("DCGAN", 60.0, finished, tmp_path) == 123
 
 
 def test_theory_is_met_by_the_population_and_missed_by_another(dual_phase):
