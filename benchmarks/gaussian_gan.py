@@ -6,9 +6,10 @@ python gaussian_gan.py [seeds]
 from __future__ import annotations
 
 import sys
+from datetime import date
 
 import pandas as pd
-from common import publish, table
+from common import environment, publish, table
 
 from micrographia.synthesize.gaussian import fit_gaussian_gan
 from micrographia.training.device import set_threads
@@ -44,7 +45,7 @@ def main(seeds: int = 16) -> None:
             "how far off the mean is, in standard deviations; *narrowest*, *widest*: the width of the generated points in "
             "terms of the true one, in the directions where that is smallest and largest.",
             table(["", *(m.replace("_", " ") for m in MEASURES), "narrowest: seed"], rows),
-        ], ["torch"], arguments=str(seeds),
+        ], [], f"Measured on {date.today()}: {environment(['torch'])}.", str(seeds),
     )  # fmt: skip
 
 
