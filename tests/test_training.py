@@ -451,6 +451,44 @@ def test_a_share_of_a_batch(monkeypatch):
         shard((torch.zeros(5),))
 
 
+def in_two_processes(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes, as torchrun does; its argument is the folder."""
+    (folder / "script.py").write_text(textwrap.dedent(script))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, folder / "script.py", folder],
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_outlives_the_group_of_processes(tmp_path):
+    # It would die with the interpreter, and the process with it: "terminate called without an active exception".
+    done = in_two_processes(
+        """
+        import atexit, sys
+        from pathlib import Path
+        from micrographia.training.distributed import join
+        join()
+        import torch
+        threads = lambda: [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+        rank = torch.distributed.get_rank()
+        assert any("gloo" in name for name in threads())
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+        torch.distributed.destroy_process_group()
+        atexit.unregister(torch.distributed.destroy_process_group)
+        Path(sys.argv[1], f"threads-{rank}").write_text(" ".join(threads()))
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert "gloo" not in (tmp_path / f"threads-{rank}").read_text()
+
+
 def test_two_processes_train_as_one(tmp_path):
     script = f"""
         import os, signal, sys
@@ -480,16 +518,7 @@ def test_two_processes_train_as_one(tmp_path):
         assert (result.stopped, result.steps) == ("interrupted", 13), result
         (folder / f"fine-{{rank}}").touch()
     """
-    (tmp_path / "script.py").write_text(textwrap.dedent(script))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, tmp_path / "script.py", tmp_path],
-        timeout=240,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = in_two_processes(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert {"fine-0", "fine-1"} <= set(os.listdir(tmp_path))
 
