@@ -43,6 +43,13 @@ def test_a_colour_that_is_wrong_is_seen() -> None:
     assert compare_levels(real, swapped.clip(-1, 1))["brightness_distance"] > 0.2
 
 
+def test_few_images_have_no_intervals() -> None:
+    for n, known in ((19, False), (20, True)):
+        found = compare_levels(population(40, 0, 0.1, 0), population(n, 0, 0.1, 1))
+        for name in ("levels_kl", "brightness_distance", "contrast_distance"):
+            assert np.isfinite(found[f"{name}_interval"]).all() == known
+
+
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(UserError, match="cannot be compared"):
         compare_levels(population(1, 0, 0.1, 0), population(5, 0, 0.1, 1))

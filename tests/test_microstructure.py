@@ -216,6 +216,18 @@ def test_intervals_of_differences_hold_what_more_images_show():
     assert min(held.values()) >= 16, held
 
 
+def test_few_particles_have_no_interval():
+    stripes = np.zeros((40, 32, 32), bool)
+    stripes[:, :, 8:20] = True
+    stripes[::2, :, 8:14] = False
+    dotted = stripes.copy()
+    dotted[:5, 12:16, 24:28] = True  # the only whole particles
+    found = compare_microstructures(stripes | dotted, dotted).measures
+    assert np.isfinite(found["chord_length"].interval).all()
+    assert np.isfinite(found["particle_diameter"].difference)
+    assert np.isnan(found["particle_diameter"].interval).all()
+
+
 def test_comparison_sees_anisotropy_and_lost_variety():
     real = blobs(100)
     stretched = compare_microstructures(real, blobs(100, sigma=(6.0, 1.5), seed=1)).numbers()

@@ -334,6 +334,13 @@ def test_lack_of_memory_is_explained(tmp_path):
     with pytest.raises(UserError, match="Out of memory in step 1: use a smaller batch"):
         train(model, sample, quick(), tmp_path)
 
+    def convolve(prediction, target):  # where oneDNN finds no memory it says only this
+        raise RuntimeError("could not create a primitive")
+
+    model.loss = convolve
+    with pytest.raises(UserError, match="Out of memory in step 1: use a smaller batch"):
+        train(model, sample, quick(), tmp_path)
+
 
 def test_our_own_defects_are_not_disguised(tmp_path):
     model, sample = regression()

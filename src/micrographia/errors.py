@@ -38,7 +38,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is what NumPy or PyTorch, on whatever device, raise when memory does not suffice."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    told = ("can't allocate memory", "not enough memory", "out of memory")  # Linux, Windows, MPS
+    # Linux, Windows, MPS, and oneDNN, which says no more.
+    told = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
 
 

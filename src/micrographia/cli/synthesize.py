@@ -299,7 +299,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """`micrographia synthesize evaluate`."""
     from micrographia.files import json_text
     from micrographia.workflows.synthesize_recipe import JudgeConfig
-    from micrographia.workflows.synthesize_report import numbers_table
+    from micrographia.workflows.synthesize_report import copies_told, numbers_table
     from micrographia.workflows.synthesize_steps import evaluate
 
     config = JudgeConfig(
@@ -320,6 +320,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         tables += [found.by_class] if found.by_class is not None else []
         for table in tables:
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), end="\n\n")
+        if found.memorisation is not None:
+            print(copies_told(found.memorisation), end="\n\n")
         for warning in found.numbers["warnings"]:
             teller(arguments)(f"warning: {warning}")
     if arguments.out is not None:  # not among the JSON

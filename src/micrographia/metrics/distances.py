@@ -25,8 +25,8 @@ from micrographia.micrograph import robust_scale
 
 #: Of `compare_sets`, what neighbours among the features tell: the larger the better.
 NEIGHBOUR_MEASURES = ("precision", "recall", "density", "coverage")
-#: From so many images in each set on, their halves tell how sure a number is.
-_ENOUGH = 20
+#: From so many images in each set on, they tell how sure a number is.
+ENOUGH = 20
 
 
 def _features(a, b) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +208,7 @@ def histogram_kl(real: np.ndarray, other: np.ndarray, bins: int = 100, smoothing
     """
     real, other = scale_each(real), scale_each(other)
     window = intensity_window(real)
-    return _kl(_histograms(real, window, bins), _histograms(other, window, bins), smoothing)
+    return counts_kl(_histograms(real, window, bins), _histograms(other, window, bins), smoothing)
 
 
 def _histograms(images: np.ndarray, window: tuple[float, float], bins: int = 100) -> np.ndarray:
@@ -216,7 +216,8 @@ def _histograms(images: np.ndarray, window: tuple[float, float], bins: int = 100
     return np.stack([np.histogram(np.clip(x, *window), bins=bins, range=window)[0] for x in images])
 
 
-def _kl(real_counts: np.ndarray, other_counts: np.ndarray, smoothing: float = 1e-3) -> float:
+def counts_kl(real_counts: np.ndarray, other_counts: np.ndarray, smoothing: float = 1e-3) -> float:
+    """Kullback-Leibler divergence (nats) of histograms, from the counts of each image ``[N, bins]``; see `histogram_kl`."""
     p, q = (
         (1 - smoothing) * counts.sum(0) / counts.sum() + smoothing / counts.shape[1]
         for counts in (real_counts, other_counts)
@@ -310,7 +311,7 @@ def compare_sets(
         half, rest = np.array_split(rng.permutation(len(a)), [len(a) // 2])
         halves = _Apart(apart.real, apart.real, apart.real).part(half, rest)
         floors.append(_measures(one.part(half), one.part(rest), halves, k, seed, subsets=10))
-    draws = n_bootstrap if min(len(a), len(b)) >= _ENOUGH else 0
+    draws = n_bootstrap if min(len(a), len(b)) >= ENOUGH else 0
     intervals = _intervals(one, two, None if extractor.standardise else apart, found, k, draws, rng)
 
     result: dict[str, Any] = {
@@ -376,7 +377,7 @@ def _measures(
     return {
         "fid": frechet_distance(real.features, other.features),
         "kid": kernel_distance(real.features, other.features, subsets=subsets, seed=seed)[0],
-        "histogram_kl": _kl(real.histograms, other.histograms),
+        "histogram_kl": counts_kl(real.histograms, other.histograms),
         "spectrum_distance": float(rms_difference(real.spectra.mean(0), other.spectra.mean(0))),
     } | dict(zip(NEIGHBOUR_MEASURES, neighbours, strict=True))
 
@@ -444,6 +445,6 @@ def _warnings(n_real: int, n_other: int, dimension: int) -> list[str]:
             f"{n} images, fewer than 2048: the Fréchet distance is biased upwards; compare it with its "
             "noise floor, and only with values from as many images."
         )
-    if n < _ENOUGH:
-        out.append(f"{n} images, fewer than {_ENOUGH}: too few for intervals of these distances and shares.")
+    if n < ENOUGH:
+        out.append(f"{n} images, fewer than {ENOUGH}: too few for intervals of these distances and shares.")
     return out

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from micrographia.errors import UserError
-from micrographia.metrics.distances import shifted_interval
+from micrographia.metrics.distances import ENOUGH, counts_kl, shifted_interval
 
 #: Bins of the histogram over -1 ... 1.
 _BINS = 100
@@ -30,7 +30,7 @@ def compare_levels(
         ``brightness_distance``, ``contrast_distance``: Wasserstein distance between the distributions over the
         images of their mean and of their standard deviation, in units of the window's half width; and of each
         ``NAME_floor``, the same between random halves of the real images (mean over `splits`), and
-        ``NAME_interval`` (95 %, resampling both sets; see `shifted_interval`).
+        ``NAME_interval`` (95 %, resampling both sets, see `shifted_interval`; NaN below `ENOUGH` images).
 
     Raises
     ------
@@ -49,7 +49,7 @@ def compare_levels(
     for _ in range(splits):
         one, two = np.array_split(rng.permutation(len(real)), 2)
         floors.append(_distances(_part(a, one), _part(a, two)))
-    for _ in range(n_bootstrap):
+    for _ in range(n_bootstrap if min(len(real), len(generated)) >= ENOUGH else 0):
         drawn = (_part(x, rng.integers(len(x[0]), size=len(x[0]))) for x in (a, b))
         resampled.append(_distances(*drawn))
     return (
@@ -65,22 +65,21 @@ def _part(levels: tuple[np.ndarray, ...], images: np.ndarray) -> tuple[np.ndarra
 
 def _levels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts ``[N, C, bins]``, means and standard deviations ``[N, C]``."""
-    n, channels = images.shape[:2]
-    flat = images.reshape(n, channels, -1)
-    at = np.clip((flat + 1) * (_BINS / 2), 0, _BINS - 1).astype(np.int64)
-    place = np.arange(n * channels).reshape(n, channels, 1) * _BINS
-    counts = np.bincount((place + at).ravel(), minlength=n * channels * _BINS).reshape(n, channels, _BINS)
-    return counts, flat.mean(axis=2), flat.std(axis=2)
+    flat = images.reshape(*images.shape[:2], -1)
+    counts = np.empty((*flat.shape[:2], _BINS), np.int64)
+    for where in np.ndindex(flat.shape[:2]):  # one by one: sets of large images hardly fit into memory once
+        at = np.clip((flat[where] + 1) * (_BINS / 2), 0, _BINS - 1)
+        counts[where] = np.bincount(at.astype(np.int64), minlength=_BINS)
+    means, contrasts = (
+        np.stack([measure(image, axis=-1) for image in flat]) for measure in (np.mean, np.std)
+    )
+    return counts, means, contrasts
 
 
 def _distances(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> dict[str, float]:
     channels = range(a[0].shape[1])
-    p, q = (
-        0.999 * counts.sum(axis=0) / counts.sum(axis=(0, 2))[:, None] + 0.001 / _BINS
-        for counts in (a[0], b[0])
-    )
     return {
-        "levels_kl": float((p * np.log(p / q)).sum(axis=1).mean()),
+        "levels_kl": float(np.mean([counts_kl(a[0][:, c], b[0][:, c]) for c in channels])),
         "brightness_distance": float(
             np.mean([wasserstein_distance(a[1][:, c], b[1][:, c]) for c in channels])
         ),

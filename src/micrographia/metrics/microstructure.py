@@ -18,7 +18,7 @@ from scipy.stats import wasserstein_distance
 from skimage.filters import threshold_otsu
 
 from micrographia.errors import UserError
-from micrographia.metrics.distances import rms_difference, shifted_interval
+from micrographia.metrics.distances import ENOUGH, rms_difference, shifted_interval
 from micrographia.metrics.features import check_images
 
 #: Smallest edge of an image: below, there are no lags to speak of.
@@ -509,7 +509,7 @@ def compare_microstructures(
     Notes
     -----
     Resampling makes sets look less alike: the bootstrap distribution of a number is shifted to it before its quantiles
-    are taken. Patches of one image are not independent: bands, intervals and floors are then too narrow.
+    are taken. Chords and particles have no interval where fewer than `ENOUGH` images of a set hold any. Patches of one image are not independent: bands, intervals and floors are then too narrow.
     """
     real, generated = _check_masks(real), _check_masks(generated)
     if min(len(real), len(generated)) < 8:
@@ -562,7 +562,10 @@ def compare_microstructures(
         floors = apart(_mean_curve(a, halves, density), _mean_curve(a, ~halves, density))
         floor = floors[np.isfinite(floors)].mean() if np.isfinite(floors).any() else np.nan
         difference = float(apart(one.value, two.value))
-        interval = shifted_interval(difference, apart(ones, twos), 0.0)
+        # Of densities a whole set may rest on one image that holds a particle at all.
+        telling = min((x.sum(axis=1) > 0).sum() for x in (a, b)) if density else ENOUGH
+        draws = apart(ones, twos) if telling >= ENOUGH else np.empty(0)
+        interval = shifted_interval(difference, draws, 0.0)
         measures[name] = Measure(np.arange(reach + 1.0), one, two, difference, interval, float(floor))
     return MicrostructureComparison(
         measures,

@@ -50,7 +50,8 @@ def microstructure_figure(comparison: MicrostructureComparison) -> Figure:
         _curves(axes, measure, step, density=not probability, stairs=not is_length)
         axes.set_xlabel(f"{abscissa} ({unit})" if is_length else abscissa, fontsize=8)
         axes.set_title(title, fontsize=9, loc="left")
-        told = f"{kind} {measure.difference:.2g}{of} (floor {measure.floor:.2g})"
+        floor = f"floor {measure.floor:.2g}" if np.isfinite(measure.floor) else "no floor: too few"
+        told = f"{kind} {measure.difference:.2g}{of} ({floor})"
         if not np.isfinite(measure.difference):
             told = "not defined: none in one of the sets"
         axes.text(0.98, 0.97, told, transform=axes.transAxes, ha="right", va="top", fontsize=7, color="0.3")

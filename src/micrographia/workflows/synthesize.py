@@ -224,7 +224,7 @@ def judge(
         come nearer.
     classes : (of real, of generated, names), optional
     """
-    grey_real, grey = real.mean(axis=1), generated.mean(axis=1)
+    grey_real, grey = _grey(real), _grey(generated)
     numbers, microstructure = _compared(real, generated, config, seed, pixel_size_A, config.bootstrap)
     if training is not None and training is not real:
         some = np.random.default_rng([seed, 17]).permutation(len(training))[: len(generated)]
@@ -232,7 +232,7 @@ def judge(
         numbers |= {f"{k}_training": learnt[k] for k in learnt if f"{k}_floor" in learnt}
     copies = None
     if training is not None:
-        copies = memorisation(grey, training.mean(axis=1), None if training is real else grey_real, seed)
+        copies = memorisation(grey, _grey(training), None if training is real else grey_real, seed)
         numbers |= copies.numbers()
     by_class = None
     if classes is not None and classes[2]:
@@ -250,7 +250,7 @@ def _compared(
     draws: int,
 ) -> tuple[dict[str, Any], MicrostructureComparison | None]:
     """Every measure of how alike two sets are, with noise floors, and the curves of their phases."""
-    grey_real, grey = real.mean(axis=1), other.mean(axis=1)
+    grey_real, grey = _grey(real), _grey(other)
     numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=draws)
     numbers |= compare_levels(real, other, seed, n_bootstrap=draws)
     if not config.phases:
@@ -264,6 +264,11 @@ def _compared(
         seed=seed,
     )
     return numbers | {k: v for k, v in microstructure.numbers().items() if k not in numbers}, microstructure
+
+
+def _grey(images: np.ndarray) -> np.ndarray:
+    """The mean of the channels ``[N, H, W]``; of one channel no copy."""
+    return images[:, 0] if images.shape[1] == 1 else images.mean(axis=1)
 
 
 def _extractor(config: JudgeConfig) -> FeatureExtractor | None:

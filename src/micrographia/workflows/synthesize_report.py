@@ -114,7 +114,7 @@ def judgement_sections(
         )
     if found.memorisation is not None:
         copies = report.section("Copies?")
-        copies.text(_told(found.memorisation))
+        copies.text(copies_told(found.memorisation))
         if training is not None:
             copies.figure(
                 "neighbours",
@@ -145,7 +145,8 @@ def numbers_table(found: Judgement) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _told(copies: Memorisation) -> str:
+def copies_told(copies: Memorisation) -> str:
+    """Whether samples are copies of training images, in a sentence or two."""
     others = "training images" if copies.by_training else "real images"
     too_few = "; too few others are there to compare with" if copies.by_training else " and left out here"
     known = f"{copies.known} of the real images are training images themselves{too_few}. "

@@ -319,7 +319,8 @@ def _require_same_depth(dtype: str, window: Window) -> None:
     if dtype != window.dtype:
         raise UserError(
             f"These images are {dtype}, those to compare with {window.dtype}: their grey levels cannot be compared; "
-            "convert one of them (samples of a model of float images keep their levels as TIFF: sample --tif)."
+            "judge the model itself instead of its samples, or convert one of them (of a model of float images, samples "
+            "keep their levels as TIFF: sample --tif)."
         )
 
 
