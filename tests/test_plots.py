@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from micrographia.errors import UserError
 from micrographia.micrograph import Micrograph
 from micrographia.plots import figures
+from micrographia.plots.synthesis import enlarged, rows_figure, sheet_figure
 from micrographia.sites import make_sites
 
 matplotlib.use("agg")
@@ -126,6 +127,23 @@ def test_detections_on_a_constant_image_without_sites(pixel_size_A):
     saved(figure)
     expected = {None: "20 px", 0.2: "5 Å", 40.0: "100 nm"}[pixel_size_A]
     assert scale_bars(figure) == [expected]
+
+
+@pytest.mark.parametrize(("pixel_size_A", "expected"), [(None, []), (2.0, "2 nm"), (2000.0, "2 µm")])
+def test_scale_bars_of_sheets_are_of_one_image(pixel_size_A, expected):
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 1, 48, 48))
+    for draw in (sheet_figure, rows_figure):
+        figure = draw({"one": images, "other": images}, pixel_size_A=pixel_size_A)
+        saved(figure)
+        assert scale_bars(figure) == [expected] * bool(expected)
+
+
+def test_stamps_are_enlarged_by_whole_pixels():
+    pictures = np.arange(2 * 3 * 5).reshape(2, 3, 5)
+    large = enlarged(pictures, 8)
+    assert large.shape == (2, 6, 10)
+    np.testing.assert_array_equal(large[:, 1::2, ::2], pictures)
+    np.testing.assert_array_equal(enlarged(pictures, 2), pictures)
 
 
 def test_losses_with_gaps_and_watched_distances():

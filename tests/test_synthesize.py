@@ -30,6 +30,7 @@ from micrographia.nets.weights import load_model
 from micrographia.synthesize.gan import GAN
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set
 from micrographia.synthesize.synthesizer import Synthesizer
+from micrographia.video import read_video_provenance
 from micrographia.workflows.looking import provenance
 from micrographia.workflows.recipe import load_recipe
 from micrographia.workflows.synthesize import divide
@@ -86,7 +87,9 @@ def test_the_generated_set_knows_its_truth(steel):
 
     mask = read_images(steel / "masks" / truth["image"][7].replace(".png", ".tif"))[0].data
     assert mask.mean() == pytest.approx(truth["phase_fraction"][7], abs=1e-6)
-    assert read_provenance(steel / truth["image"][7])["synthetic"] is True
+    told = read_provenance(steel / truth["image"][7])
+    assert told["synthetic"] is True
+    assert (told["number"], told["size_px"]) == (7, 32)
 
 
 def test_the_report_stands_in_a_browser(fitted, stands_in_browser):
@@ -229,6 +232,7 @@ def test_a_way_between_two_images(fitted, tmp_path, capsys):
     )
     with Image.open(film) as opened:
         assert opened.n_frames == 8  # there and back, the ends once
+        assert opened.size == (256, 256)  # of 32 px
     capsys.readouterr()
     assert main(["provenance", str(film)]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -297,7 +301,11 @@ def test_evaluate_models_and_folders(steel, fitted, tmp_path, capsys):
     (tmp_path / "some" / "aaa.png").write_bytes(b"no image")
     for path in steel.glob("*.png"):
         (tmp_path / "some" / path.name).write_bytes(path.read_bytes())
-    assert main(["synthesize", "evaluate", str(tmp_path / "some"), "--real", str(steel)]) == 0
+    words = ["synthesize", "evaluate", str(tmp_path / "some"), "--real", str(steel)]
+    assert main([*words, "--out", str(tmp_path / "f")]) == 0
+    told = json.loads((tmp_path / "f" / "metrics.json").read_text())["images_left_out"]
+    assert [Path(name).name for name, _ in told] == ["aaa.png"]
+    assert "Left out: 1 files or frames" in (tmp_path / "f" / "report.html").read_text("utf-8")
     same = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert same["fid"] < 1e-3 < model["fid"]
     assert same["two_point_rms"] < 1e-9 < model["two_point_rms"]
@@ -324,6 +332,8 @@ def test_evaluate_on_the_training_images_says_so_and_finds_copies(steel, fitted,
     assert main([*words, "--out", str(tmp_path / "e"), "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["memorisation_score"] == 1
+    assert main(words) == 0
+    assert "100.0 % of the samples are more like some training image" in capsys.readouterr().out
     assert "60 of 60 real images are training images" in told.err
     assert "are training images themselves" in (tmp_path / "e" / "report.html").read_text("utf-8")
     # Of a folder that is larger than what is judged, some from everywhere.
@@ -409,11 +419,17 @@ def test_images_that_are_no_squares(tmp_path):
     assert "Left out: 1 files or frames" in (out / "report.html").read_text("utf-8")
 
 
-def test_dcgan_by_recipe(steel, tmp_path):
+def test_dcgan_by_recipe(steel, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["synthesize", "fit", str(steel), "--recipe", "dcgan", "--resolution", "32", "--out", str(out)]
     assert main([*words, *changes("gan.slope=0.0", "gan.steps=4")]) == 0
     assert "towards the mean image" not in (out / "report.html").read_text("utf-8")
+    assert main(["synthesize", "interpolate", str(out), "1", "2", "--out", str(tmp_path / "w.gif")]) == 0
+    assert read_video_provenance(tmp_path / "w.gif")["space"] == "z"
+    capsys.readouterr()
+    words = ["synthesize", "interpolate", str(out), "1", "2", "--space", "w", "--video"]
+    assert main([*words, "--out", str(tmp_path / "v.gif")]) == 2
+    assert "a dcgan has no style space" in capsys.readouterr().err
     critic = GAN(Synthesizer.load(out / "model.safetensors").config, 1, 0, (32, 32), 0).networks["critic"]
     assert critic.slope == 0  # the lecture's exercise: plain rectifiers
 
@@ -495,6 +511,8 @@ def test_inception_judges_where_its_weights_are(steel, fitted, tmp_path, monkeyp
         (["sample", "NOWHERE", "--out", "OUT"], "neither a model file nor a run folder"),
         (["fit", "STEEL", "--resolution", "32", "--set", "judge.inception_weights=NO"], "do not exist"),
         (["sample", "RUN", "--out", "STEEL"], "not empty"),
+        (["sample", "RUN", "--n", "1", "--out", "OUT.jpg"], "written as .png or .tif"),
+        (["evaluate", "STEEL", "--real", "STEEL", "--class", "steel"], "images know no classes"),
         (["sample", "RUN", "--seed", "-1", "--out", "OUT"], "at least 0"),
         (["sample", "RUN", "--truncation", "nan", "--out", "OUT"], "from 0"),
         (["interpolate", "RUN", "1", "2", "--truncation", "-1", "--video", "--out", "OUT.gif"], "from 0"),

@@ -81,7 +81,13 @@ def _add_sample(actions: Any) -> None:
     sample.add_argument("--seed", type=seed_number, default=0, help="of the first image [0]")
     sample.add_argument("--tif", action="store_true", help="TIFF in the original number format [PNG]")
     _add_drawing(sample)
-    sample.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a new folder; with --n 1 also a new .png or .tif",
+    )
 
 
 def _add_interpolate(actions: Any) -> None:
@@ -100,18 +106,20 @@ def _add_interpolate(actions: Any) -> None:
     )  # fmt: skip
     path.add_argument("end", type=_seed_or_style, metavar="B", help="of the last image, the same")
     path.add_argument("--steps", type=positive, default=60, metavar="N", help="images on the way [60]")
-    path.add_argument("--space", choices=("z", "w"), default="w", help="between codes or styles [w]")
+    path.add_argument(
+        "--space", choices=("z", "w"), default=None, help="between codes or styles [w; DCGAN: z]"
+    )
     path.add_argument(
         "--linear", action=argparse.BooleanOptionalAction, default=None,
         help="along a straight line, or a great circle [a line in w, a circle in z]",
     )  # fmt: skip
     path.add_argument(
-        "--video", action="store_true", help="write a video, there and back [a folder of images]"
+        "--video", action="store_true", help="write a video, there and back [by the suffix of --out]"
     )
     path.add_argument("--fps", type=positive, default=20, metavar="N", help="frames per second [20]")
     _add_drawing(path)
     path.add_argument(
-        "--out", type=Path, default=None, metavar="PATH", help="NAME.gif, NAME.mp4 or a new folder"
+        "--out", type=Path, default=None, metavar="PATH", help="NAME.gif, NAME.mp4 or a new folder [path-A-B]"
     )
 
 

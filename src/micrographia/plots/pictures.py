@@ -104,15 +104,20 @@ def image_axes(
     scale_bar(axes, pixel_size_A)
 
 
-def scale_bar(axes: Axes, pixel_size: float | None, unit: str = "Å") -> None:
-    """Draw a bar of a round length, about a quarter of the image, into its lower left corner."""
+def scale_bar(axes: Axes, pixel_size: float | None, unit: str = "Å", across_px: float | None = None) -> None:
+    """Draw a bar of a round length, about a quarter of the image, into its lower left corner.
+
+    `across_px` is the width of an image where the axes show several.
+    """
     left, right = sorted(axes.get_xlim())
     scale = pixel_size or 1.0
-    target = 0.28 * (right - left) * scale
+    target = 0.28 * (across_px or right - left) * scale
     step = 10 ** np.floor(np.log10(target))
     length = max(m * step for m in (1, 2, 5) if m * step <= target)
     if pixel_size is None:
         label = f"{length:g} px"
+    elif unit == "Å" and length >= 1e4:
+        label = f"{length / 1e4:g} µm"
     elif unit == "Å" and length >= 10:
         label = f"{length / 10:g} nm"
     else:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from micrographia.errors import UserError
 from micrographia.plots.palette import COLOURS
+from micrographia.plots.pictures import scale_bar
 from micrographia.plots.thumbnails import mosaic
 
 
@@ -22,6 +23,12 @@ def as_pictures(images: np.ndarray) -> np.ndarray:
         raise UserError(f"Images to be shown must be [N, 1 or 3, H, W], got {list(images.shape)}.")
     shown = np.clip((images + 1) / 2, 0, 1).astype(np.float32)
     return shown[:, 0] if images.shape[1] == 1 else np.moveaxis(shown, 1, -1)
+
+
+def enlarged(pictures: np.ndarray, wanted_px: int) -> np.ndarray:
+    """Pictures ``[N, H, W, ...]`` whose pixels are squares of so many that the short edge is about `wanted_px`, or as they are."""
+    factor = max(1, wanted_px // min(pictures.shape[1:3]))
+    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def sheet(images: np.ndarray, columns: int, gap_px: int = 2) -> np.ndarray:
@@ -56,7 +63,9 @@ def seeds_figure(images: np.ndarray, seeds: Sequence[int], columns: int = 8) -> 
     return figure
 
 
-def sheet_figure(sets: Mapping[str, np.ndarray], columns: int = 6) -> Figure:
+def sheet_figure(
+    sets: Mapping[str, np.ndarray], columns: int = 6, pixel_size_A: float | None = None
+) -> Figure:
     """Show sets of images ``[N, C, H, W]`` of one window side by side, each under its name."""
     if not sets:
         raise UserError("sheet_figure: give at least one set of images.")
@@ -73,10 +82,12 @@ def sheet_figure(sets: Mapping[str, np.ndarray], columns: int = 6) -> Figure:
         axes.set_anchor("N")
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_axis_off()
+        if pixel_size_A is not None:
+            scale_bar(axes, pixel_size_A, across_px=sets[name].shape[-1])
     return figure
 
 
-def rows_figure(rows: Mapping[str, np.ndarray]) -> Figure:
+def rows_figure(rows: Mapping[str, np.ndarray], pixel_size_A: float | None = None) -> Figure:
     """Show one row of images ``[N, C, H, W]`` under each name: paths, or samples as a training goes on."""
     if not rows:
         raise UserError("rows_figure: give at least one row of images.")
@@ -91,6 +102,8 @@ def rows_figure(rows: Mapping[str, np.ndarray]) -> Figure:
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=8, loc="left", pad=2)
         axes.set_axis_off()
+        if pixel_size_A is not None:
+            scale_bar(axes, pixel_size_A, across_px=rows[name].shape[-1])
     return figure
 
 

@@ -29,6 +29,8 @@ WINDOW_QUANTILES = (0.001, 0.999)
 _MOST_PIXELS = 2**24
 #: Pixel sizes that differ by more than this share are not one scale.
 _SAME_SCALE_WITHIN = 0.005
+#: Pictures that would not keep the grey levels; no names of folders either.
+_NOT_WRITTEN = (".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 #: Names of the bit depths in messages.
 _DEPTHS = {"uint8": "8-bit", "uint16": "16-bit", "float32": "float"}
 
@@ -290,6 +292,8 @@ def write_samples(
         if len(stack) != 1:
             raise UserError(f"{path}: is one file for {len(stack)} samples; give a folder.")
         targets = [path]
+    elif path.suffix.lower() in _NOT_WRITTEN:
+        raise UserError(f"{path}: samples are written as .png or .tif, or into a folder.")
     else:
         suffix = ".tif" if suffix == ".tif" else sample_suffix(window, stack.shape[1])
         targets = [path / f"{name}{suffix}" for name in names]

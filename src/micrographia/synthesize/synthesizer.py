@@ -217,7 +217,7 @@ class Synthesizer:
         if len(images) < config.batch:
             raise UserError(
                 f"{len(images)} images are fewer than a batch of {config.batch}: give more images, cut more patches "
-                "of each (crops_per_image), or set gan.batch smaller."
+                "of each (images.crops_per_image), or set gan.batch smaller."
             )
 
     def sample(
@@ -259,7 +259,7 @@ class Synthesizer:
         start: int | Tensor,
         end: int | Tensor,
         steps: int = 60,
-        space: Literal["z", "w"] = "z",
+        space: Literal["z", "w"] | None = None,
         spherical: bool | None = None,
         truncation: float = 1.0,
         label: str | int | None = None,
@@ -271,13 +271,14 @@ class Synthesizer:
         ----------
         start, end : int, or tensor ``[latent]``
             Seeds, or styles (of projected images, say; in space "w").
-        space : "z" or "w"
-            Between codes, or between styles (StyleGAN2 only).
+        space : "z" or "w", optional
+            Between codes, or between styles (StyleGAN2 only); None: see `path`.
         spherical : bool, optional
-            Along a great circle, or a straight line; None: see `on_circle`.
+            Along a great circle, or a straight line; None: see `path`.
         """
         network = self._ready(device)
-        path = spherical_path if on_circle(space, spherical) else linear_path
+        space, spherical = self.path(space, spherical)
+        path = spherical_path if spherical else linear_path
         if space == "w":
             a, b = (
                 given if isinstance(given, Tensor) else self.styles([given], label, device)[0]
@@ -289,6 +290,18 @@ class Synthesizer:
             raise UserError('interpolate: a style has no code z; the way to it lies in space "w".')
         a, b = codes_of([start, end], network.latent)
         return _draw(network, [start] * steps, self._labels(label, steps), truncation, path(a, b, steps))
+
+    def path(self, space: Literal["z", "w"] | None, spherical: bool | None) -> tuple[Literal["z", "w"], bool]:
+        """Where a path lies, and whether it follows a great circle, with what was left open filled in.
+
+        It lies between styles where the model has some. Codes are normal and lie near a sphere, styles do not: a path
+        between codes is a great circle.
+        """
+        if space is None:
+            space = "w" if self.config.network == "stylegan2" else "z"
+        if space == "w":
+            self._require_styles('a path in space "w"')
+        return space, space == "z" if spherical is None else spherical
 
     def draw_styles(
         self,
@@ -424,12 +437,6 @@ class Synthesizer:
             styles = network.mapping(z, classes)
             groups = [styles] if classes is None else [styles[classes == k] for k in range(network.classes)]
             network.mean_style.copy_(torch.stack([g.mean(dim=0) for g in groups]).squeeze(0))
-
-
-def on_circle(space: Literal["z", "w"], spherical: bool | None) -> bool:
-    """Whether a path follows a great circle: as wished, or (None) between codes only, which are normal and lie near a
-    sphere; styles do not."""
-    return space == "z" if spherical is None else spherical
 
 
 def _epochs(n: int, batch: int, step: int, seed: int) -> np.ndarray:

@@ -33,7 +33,7 @@ def join() -> None:
     """Join the other processes that ``torchrun`` started, if it did and we have not yet."""
     if rank_and_world()[1] > 1 and not dist.is_initialized():
         # The first optimiser imports it, and what it then finds of the process group it keeps alive, with its threads.
-        import torch._dynamo  # noqa: F401
+        import torch._dynamo
 
         gpu = torch.cuda.is_available()
         if gpu:

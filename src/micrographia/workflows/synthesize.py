@@ -21,7 +21,7 @@ from micrographia.metrics.levels import compare_levels
 from micrographia.metrics.memorisation import Memorisation, memorisation, pixel_keys
 from micrographia.metrics.microstructure import MicrostructureComparison, compare_micrographs
 from micrographia.nets.weights import weights_key
-from micrographia.plots.synthesis import sheet
+from micrographia.plots.synthesis import enlarged, sheet
 from micrographia.synthesize.images import TrainingSet, Window, read_training_set, write_samples
 from micrographia.synthesize.synthesizer import FEATURE_PIXEL_A, Synthesizer
 from micrographia.training import distributed
@@ -39,6 +39,8 @@ Way = Literal["files", "places", "frames"]
 JUDGED_FROM = 1_000_000
 #: Images of the sheet that shows how a training goes on, and of those written at its end.
 SHOWN, WRITTEN = 24, 64
+#: Short edge of pictures to be looked at, at least about this; training images may be stamps.
+PICTURE_PX = 256
 #: From this many on, images judge; and whole files of them, or places in them, are held out.
 _MANY = 8
 
@@ -131,6 +133,11 @@ def fit_synthesizer(
     left_out = [[str(path), why] for path, why in everything.failures]
     if left_out:
         run.write_json("left_out.json", left_out)
+        say(f"left out: all {len(left_out)} are listed in {run.path / 'left_out.json'}")
+    if not divided.held_out_by:
+        say(
+            "note: no image is held out: those learnt from judge, and copies of them would score best of all."
+        )
     say(
         f"{len(training)} training images of {recipe.gan.resolution} px, {len(real)} to judge by, device {device}"
     )
@@ -294,6 +301,7 @@ def draw_for_judging(
 
 def write_sheet(path: Path, picture: np.ndarray, provenance: dict[str, Any]) -> None:
     """Write a picture ``[h, w]`` or ``[h, w, 3]``, 0 to 1, of generated images; it says that they are."""
+    picture = enlarged(picture[None], PICTURE_PX)[0]
     images = picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
     write_samples(path, 2 * images[None] - 1, Window(0.0, 255.0, "uint8"), provenance)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,9 @@ def write_synthesis_report(found: Synthesis) -> None:
     )
     made = provenance_of(found.model, found.folder / "model.safetensors")
     drawn = made | {"first_seed": JUDGED_FROM}
-    judgement_sections(report, found.judgement, found.real, found.samples, found.learnt, drawn)
+    judgement_sections(
+        report, found.judgement, found.real, found.samples, found.learnt, drawn, found.training.pixel_size_A
+    )
     if not found.held_out_by:
         report.sections[0].warning(
             "The images that judge are those that the model learnt from: none could be held out (images.hold_out, too few "
@@ -44,12 +46,7 @@ def write_synthesis_report(found: Synthesis) -> None:
             "Images that judge are frames of the very movies that the model learnt from. Where a movie hardly changes, "
             "they are near copies of what was learnt: copies then score best of all, and pass for chance under Copies."
         )
-    failures = found.training.failures
-    if failures:
-        some = "; ".join(why for _, why in failures[:5])
-        report.sections[0].warning(
-            f"Left out: {len(failures)} files or frames: {some}{' ... All are in metrics.json.' * (len(failures) > 5)}"
-        )
+    warn_of_left_out(report, found.training.failures)
     if len(found.training) < 500 and not gan.augment.acts:
         report.sections[0].warning(
             f"{len(found.training)} images without augmentation: the critic may learn them by heart (see Training, where "
@@ -60,6 +57,15 @@ def write_synthesis_report(found: Synthesis) -> None:
     report.write(found.folder / "report.html")
 
 
+def warn_of_left_out(report: Report, failures: Sequence[Sequence[Any]]) -> None:
+    """Say which files could not be used, given with the reason of each."""
+    if failures:
+        some = "; ".join(why for _, why in failures[:5])
+        report.sections[0].warning(
+            f"Left out: {len(failures)} files or frames: {some}{' ... All are in metrics.json.' * (len(failures) > 5)}"
+        )
+
+
 def judgement_sections(
     report: Report,
     found: Judgement,
@@ -67,6 +73,7 @@ def judgement_sections(
     generated: np.ndarray,
     training: np.ndarray | None,
     synthetic: Mapping[str, Any],
+    pixel_size_A: float | None = None,
 ) -> None:
     """Add what `judge` found, with pictures; `synthetic` tells how the generated images were made."""
     rng = np.random.default_rng(0)
@@ -75,7 +82,9 @@ def judgement_sections(
     some = real[rng.choice(len(real), shown, replace=False)]
     top.figure(
         "sheets",
-        sheet_figure({"real": some, "generated (not measured images)": generated[:shown]}),
+        sheet_figure(
+            {"real": some, "generated (not measured images)": generated[:shown]}, pixel_size_A=pixel_size_A
+        ),
         "Drawn at random, all in the grey levels of the training images",
         synthetic,
     )
@@ -173,7 +182,9 @@ def _paths(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
             [model.sample([start + 2], t, **drawn) for t in np.linspace(1, 0, 10)]
         )
     told = made | {"from_seed": start, "to_seed": start + 1}
-    section.figure("paths", rows_figure(rows), "Two samples and what lies between them", told)
+    section.figure(
+        "paths", rows_figure(rows, model.pixel_size_A), "Two samples and what lies between them", told
+    )
 
 
 def _training(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
@@ -188,4 +199,9 @@ def _training(report: Report, found: Synthesis, made: dict[str, Any]) -> None:
         rows = {f"step {step} ({step * gan.batch / 1000:g} thousand images)": images for step, images in some}
         told = made | {"model": f"{found.folder.name}, in training", "steps": [step for step, _ in some]}
         told.pop("weights", None)
-        section.figure("looks", rows_figure(rows), "The same eight codes as the training went on", told)
+        section.figure(
+            "looks",
+            rows_figure(rows, found.model.pixel_size_A),
+            "The same eight codes as the training went on",
+            told,
+        )

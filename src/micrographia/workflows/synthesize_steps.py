@@ -17,7 +17,7 @@ from micrographia.formats import FOLDER_SUFFIXES
 from micrographia.io import read_provenance, read_stored, write_array, write_image
 from micrographia.micrograph import Micrograph
 from micrographia.nets.weights import weights_key
-from micrographia.plots.synthesis import as_pictures, seeds_figure, sheet
+from micrographia.plots.synthesis import as_pictures, enlarged, seeds_figure, sheet
 from micrographia.simulate.microstructures import field_microstructures, grain_microstructures
 from micrographia.synthesize.images import (
     TrainingSet,
@@ -29,12 +29,13 @@ from micrographia.synthesize.images import (
     write_samples,
 )
 from micrographia.synthesize.resolution import RESOLUTIONS
-from micrographia.synthesize.synthesizer import Synthesizer, on_circle
+from micrographia.synthesize.synthesizer import Synthesizer
 from micrographia.training.device import set_threads
 from micrographia.video import write_video
 from micrographia.workflows.report import Report, figure_png
 from micrographia.workflows.synthesize import (
     JUDGED_FROM,
+    PICTURE_PX,
     Judgement,
     draw_for_judging,
     judge,
@@ -43,7 +44,7 @@ from micrographia.workflows.synthesize import (
     write_sheet,
 )
 from micrographia.workflows.synthesize_recipe import JudgeConfig
-from micrographia.workflows.synthesize_report import judgement_sections
+from micrographia.workflows.synthesize_report import judgement_sections, warn_of_left_out
 
 Say = Callable[[str], None]
 
@@ -87,7 +88,7 @@ def interpolate(
     end: int | Path,
     out: Path,
     steps: int = 60,
-    space: Literal["z", "w"] = "w",
+    space: Literal["z", "w"] | None = None,
     linear: bool | None = None,
     truncation: float = 1.0,
     label: str | None = None,
@@ -97,14 +98,12 @@ def interpolate(
     """Write the way between two images: a folder of images, or a video if `out` ends with ``.gif`` or ``.mp4``.
 
     `start`, `end`: seeds, or what `project` wrote of a real image (``style.npy``, or its folder).
-    `linear`: along a straight line or a great circle; None: see `on_circle`.
+    `space`, `linear`: between codes or styles, along a straight line or a great circle; None: see `Synthesizer.path`.
     """
     set_threads()
     _require_room(out)
     synthesizer, file = load_model(model)
-    if synthesizer.config.network == "dcgan":
-        space = "z"
-    spherical = on_circle(space, None if linear is None else not linear)
+    space, spherical = synthesizer.path(space, None if linear is None else not linear)
     told: dict[str, Any] = {
         "space": space, "path": "great circle" if spherical else "straight", "truncation": truncation,
     }  # fmt: skip
@@ -120,7 +119,7 @@ def interpolate(
     images = synthesizer.interpolate(ends[0], ends[1], steps, space, spherical, truncation, label, device)
     provenance = provenance_of(synthesizer, file, label) | told
     if out.suffix.lower() in (".gif", ".mp4"):
-        frames = np.round(255 * as_pictures(images)).astype(np.uint8)
+        frames = enlarged(np.round(255 * as_pictures(images)).astype(np.uint8), PICTURE_PX)
         write_video(out, np.concatenate([frames, frames[-2:0:-1]]), frames_per_second, provenance)
         return out
     each = [{"position": float(t)} for t in np.linspace(0, 1, steps)]
@@ -181,6 +180,7 @@ def evaluate(
     if out is not None:
         _require_room(out)
     config = config or JudgeConfig()
+    left_out: list[list[str]] = []
     model: Synthesizer | None = None
     fit: Literal["crop", "resize"]
     if generated.is_file() or (generated / "model.safetensors").is_file():
@@ -189,6 +189,8 @@ def evaluate(
         shape_px, channels, fit, binning = model.shape_px, model.channels, model.fit_by, model.binning
         scale_each = model.scale_each
     else:
+        if label is not None:
+            raise UserError(f"{generated}: images know no classes; give the folder of class {label} alone.")
         shape_px, channels, made = _first_of(generated)
         fit, binning, scale_each = "crop", 1, False
     edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
@@ -199,6 +201,7 @@ def evaluate(
             list(paths), edge, channels, fit, classes=classes, shape_px=shape_px, binning=binning, say=say,
             scale_each=scale_each,
         )  # fmt: skip
+        left_out.extend([str(path), why] for path, why in found.failures)
         if classes and model and found.classes != model.classes:
             raise UserError(
                 f"The folders {', '.join(found.classes)} are not the classes of the model: {', '.join(model.classes)}."
@@ -229,6 +232,7 @@ def evaluate(
         (real_set.class_numbers, labels, real_set.classes),
         real_set.pixel_size_A,
     )
+    found.numbers["images_left_out"] = left_out
     if found.memorisation is not None and found.memorisation.known:
         say(
             f"note: {found.memorisation.known} of {len(judged_by)} real images are training images, which no model is to "
@@ -236,7 +240,8 @@ def evaluate(
         )
     if out is not None:
         report = Report("Generated against real images", f"{generated} against {', '.join(map(str, real))}")
-        judgement_sections(report, found, judged_by, drawn, known, made)
+        judgement_sections(report, found, judged_by, drawn, known, made, real_set.pixel_size_A)
+        warn_of_left_out(report, left_out)
         report.write(out / "report.html")
         with atomic_path(out / "metrics.json") as temporary:
             temporary.write_text(json_text(found.numbers) + "\n", "utf-8")
@@ -256,14 +261,15 @@ def make_microstructures(
     _require_room(out)
     make = field_microstructures if kind == "field" else grain_microstructures
     made = make(n, size_px, phase_fraction=fraction, anisotropy=anisotropy, seed=seed)
-    provenance = {"generator": f"{kind} microstructure", **made.parameters, "seed": seed}
+    provenance = {"generator": f"{kind} microstructure", **made.parameters, "size_px": size_px, "seed": seed}
     window = Window(0.0, 255.0, "uint8")
     digits = len(str(n - 1))
     names = [f"{kind}-{i:0{digits}d}" for i in range(n)]
-    for name, image, mask in zip(names, made.images, made.masks, strict=True):
-        write_samples(out / f"{name}.png", 2 * image - 1, window, provenance)
+    for i, (name, image, mask) in enumerate(zip(names, made.images, made.masks, strict=True)):
+        told = provenance | {"number": i}
+        write_samples(out / f"{name}.png", 2 * image - 1, window, told)
         masked = Micrograph(mask.astype(np.float32), None, f"{name}.tif")
-        write_image(out / "masks" / f"{name}.tif", masked, provenance | {"shows": "1 = islands, 0 = matrix"})
+        write_image(out / "masks" / f"{name}.tif", masked, told | {"shows": "1 = islands, 0 = matrix"})
     table = pd.DataFrame({"image": [f"{name}.png" for name in names], "phase_fraction": made.phase_fraction})
     with atomic_path(out / "truth.csv") as temporary:
         table.to_csv(temporary, index=False)
