@@ -388,7 +388,11 @@ def test_classes_by_folder(steel, tmp_path, capsys):
     assert read_provenance(tmp_path / "s" / "seed-0000.png")["class"] == "grains"
     capsys.readouterr()
     assert main(["synthesize", "sample", str(out), "--out", str(tmp_path / "t")]) == 2
-    assert "one of field, grains" in capsys.readouterr().err
+    assert "--class): one of field, grains." in capsys.readouterr().err
+    assert main(["synthesize", "evaluate", str(out), "--real", str(folder / "field")]) == 2
+    told = capsys.readouterr().err
+    assert "real: Classes are the sub-folders" in told
+    assert "with --class" in told
     judging = ["synthesize", "evaluate", str(out), "--n", "40", "--json"]
     assert main([*judging, "--real", str(folder)]) == 0
     assert set(json.loads(capsys.readouterr().out)["frechet_by_class"]) == {"field", "grains"}
@@ -498,7 +502,15 @@ def test_inception_judges_where_its_weights_are(steel, fitted, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fit", "NOWHERE"], "NOWHERE"),
+        (["fit", "NOWHERE"], "NOWHERE: no such file or folder"),
+        (["fit", "BROKEN", "BROKEN2"], "None of 2 files can be learnt from, such as"),
+        (["fit", "BROKEN", "BROKEN2"], ": 2 x cannot be read"),
+        (["evaluate", "NOWHERE", "--real", "STEEL"], "NOWHERE: no such file or folder"),
+        (["evaluate", "RUN", "--real", "STEEL", "--n", "4"], "samples = 4: give at least 16"),
+        (["evaluate", "STAMPS", "--real", "STEEL"], "8 x 8 px are too small: give at least 16 px each way"),
+        (["sample", "SMALL", "--out", "OUT"], "is no model file"),
+        (["project", "RUN", "STEEL", "--out", "OUT"], "is a folder, not an image; name a file in it"),
+        (["project", "RUN", "FLAT", "--out", "OUT"], "flat.png: is constant"),
         (["fit", "STEEL", "--resolution", "48"], "power of two"),
         (["fit", "STEEL", "--resolution", "64"], "smaller than 64 x 64"),
         (["fit", "STEEL", "--resolution", "32", "--set", "gan.batch=64"], "fewer than a batch of 64"),
@@ -529,7 +541,16 @@ def test_wrong_use_is_told_in_one_line(words, message, steel, fitted, tmp_path, 
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(small)
     real = tmp_path / "float.tif"
     write_image(real, Micrograph(np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)))
+    (tmp_path / "stamps").mkdir()
+    for path, size, level in (("flat.png", 32, 7), ("stamps/a.png", 8, 7)):
+        Image.fromarray(np.full((size, size), level, np.uint8)).save(tmp_path / path)
+    for name in ("broken.png", "broken2.png"):
+        (tmp_path / name).write_bytes(b"no picture")
     places = {
+        "FLAT": str(tmp_path / "flat.png"),
+        "STAMPS": str(tmp_path / "stamps"),
+        "BROKEN": str(tmp_path / "broken.png"),
+        "BROKEN2": str(tmp_path / "broken2.png"),
         "FLOAT": str(real),
         "STEEL": str(steel),
         "RUN": str(fitted[0]),

@@ -159,7 +159,7 @@ def test_colours(tmp_path):
 def test_images_in_colours_are_no_grey_ones(tmp_path):
     for i in range(2):
         save(tmp_path / f"{i}.png", grains(i, (64, 64, 3)))
-    with pytest.raises(UserError, match=r"2 x is in colours; learn them with --set images\.channels=3"):
+    with pytest.raises(UserError, match=r"2 x is in colours, not in grey; .*--set images\.channels=3"):
         read_training_set(tmp_path, 64)
 
 

@@ -67,7 +67,7 @@ def test_a_truncated_file_is_refused(model_file, fraction):
 def test_files_that_are_not_ours_are_refused(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("not a model\n" * 100)
-    with pytest.raises(UserError, match="not a model file"):
+    with pytest.raises(UserError, match="is no model file"):
         load_model(text, "fcn")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(3)}, foreign)

@@ -110,7 +110,7 @@ def read_stored(path: str | Path, colours: bool = False) -> list[StoredImage]:
         if not path.exists():
             raise UserError(f"{path}: no such file.")
         if path.is_dir() and path.suffix.lower() != ".zspy":
-            raise UserError(f"{path}: is a folder, not an image; read_folder reads folders.")
+            raise UserError(f"{path}: is a folder, not an image; name a file in it.")
         signals = read_signals(path)
         images = [image for signal in signals for image in _images(signal, path, colours)]
     if not images:
@@ -386,7 +386,7 @@ def _grey(colours: np.ndarray, path: Path) -> np.ndarray:
 def _colours(frame: np.ndarray, path: Path) -> np.ndarray:
     """Red, green and blue of ``[H, W, 3 or 4]``; a fourth channel is transparency."""
     if frame.ndim != 3:
-        raise UserError(f"{path}: is grey, not in colours; read it with one channel.")
+        raise UserError(f"{path}: is grey, not in colours; leave it out, or read all as grey (one channel).")
     return frame[..., :3]
 
 

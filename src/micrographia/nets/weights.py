@@ -145,6 +145,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, str]]:
                 raise UserError(f"{path}: not written by Micrographia; give a model file that it saved.")
             yield file, metadata[_HEADER]
     except (SafetensorError, OSError) as error:
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: is no model file (NAME.safetensors).") from error
         raise UserError(
             f"{path}: truncated, damaged or not a model file ({error}); copy or train it again."
         ) from error

@@ -6,6 +6,7 @@ population that a model learns, and a sample written with the same window can be
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -328,7 +329,11 @@ def _check_request(
     check_resolution(resolution)
     if binning < 1:
         raise UserError(f"binning = {binning} is not possible: give 1 (none) or more.")
-    if max(shape_px) > resolution or min(shape_px) < RESOLUTIONS[0]:
+    if min(shape_px) < RESOLUTIONS[0]:
+        raise UserError(
+            f"Images of {shape_px[1]} x {shape_px[0]} px are too small: give at least {RESOLUTIONS[0]} px each way."
+        )
+    if max(shape_px) > resolution:
         raise UserError(
             f"Images of {shape_px[1]} x {shape_px[0]} px do not fit networks of {resolution} px: give a width and a height "
             f"from {RESOLUTIONS[0]} to {resolution}."
@@ -350,6 +355,9 @@ def _files(
     """Files, the class of each, names of the classes, and files that belong to none."""
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     told = ", ".join(map(str, given)) or "no path given"
+    for path in map(str, given):
+        if not os.path.lexists(path) and not any(sign in path for sign in "*?["):
+            raise UserError(f"{path}: no such file or folder.")
     folders = [folder for path in map(Path, given) if path.is_dir() for folder in _class_folders(path)]
     if not classes:
         files = find_files(given, FOLDER_SUFFIXES)
@@ -420,7 +428,9 @@ class _Reader:
         try:
             stored = read_stored(file, colours=self.channels == 3)
         except ColouredImage:
-            why = "is in colours; learn them with --set images.channels=3, or save it in grey."
+            why = (
+                "is in colours, not in grey; save it in grey, or learn colours (fit --set images.channels=3)."
+            )
             self.failures.append((file, f"{file}: {why}"))
             return
         except UserError as error:
@@ -524,7 +534,10 @@ class _Reader:
                 f"{len(self.too_small)} of {files} images are smaller than {self.width} x {self.height} px "
                 f"(short edges {min(self.too_small)} to {max(self.too_small)} px), and the rest cannot be used: {mend}."
             )
-        reasons = Counter(reason.partition(": ")[2] for _, reason in self.failures).most_common(3)
+        reasons = Counter(
+            reason.removeprefix(f"{file}: ").replace(str(file), file.name).replace(file.name, "the file")
+            for file, reason in self.failures
+        ).most_common(3)
         told = "; ".join(f"{count} x {reason}" for reason, count in reasons)
         raise UserError(f"None of {files} files can be learnt from, such as {self.failures[0][0]}: {told}")
 

@@ -423,7 +423,10 @@ class Synthesizer:
             return None
         number = self.classes.index(label) if label in self.classes else label
         if not isinstance(number, int) or not 0 <= number < len(self.classes):
-            raise UserError(f"Say which class to draw: one of {', '.join(self.classes)}; got '{label}'.")
+            told = "" if label is None else f"; there is no '{label}'"
+            raise UserError(
+                f"Say which class to draw (label; on the command line --class): one of {', '.join(self.classes)}{told}."
+            )
         return torch.full((n,), number, dtype=torch.int64)
 
     @torch.no_grad()

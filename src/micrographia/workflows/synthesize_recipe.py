@@ -64,8 +64,7 @@ class JudgeConfig:
     """Resamples for the intervals."""
 
     def __post_init__(self) -> None:
-        if self.samples < 16 or self.bootstrap < 10:
-            raise UserError("judge: samples must be at least 16, bootstrap at least 10.")
+        check_ranges("judge", self, samples=(16, inf), bootstrap=(10, inf))
 
 
 @dataclass(frozen=True)

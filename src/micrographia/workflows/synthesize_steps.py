@@ -196,11 +196,15 @@ def evaluate(
     edge = next(r for r in RESOLUTIONS if r >= max(shape_px))
     by_class = bool(model and model.classes and label is None)
 
-    def read(paths: Sequence[Path], classes: bool = False) -> TrainingSet:
-        found = read_training_set(
-            list(paths), edge, channels, fit, classes=classes, shape_px=shape_px, binning=binning, say=say,
-            scale_each=scale_each,
-        )  # fmt: skip
+    def read(which: str, paths: Sequence[Path], classes: bool = False) -> TrainingSet:
+        try:
+            found = read_training_set(
+                list(paths), edge, channels, fit, classes=classes, shape_px=shape_px, binning=binning,
+                say=lambda told: say(f"{which}: {told}"), scale_each=scale_each,
+            )  # fmt: skip
+        except UserError as error:
+            hint = " Or judge one class alone, with --class." if classes else ""
+            raise UserError(f"{which}: {error}{hint}") from error
         left_out.extend([str(path), why] for path, why in found.failures)
         if classes and model and found.classes != model.classes:
             raise UserError(
@@ -208,7 +212,7 @@ def evaluate(
             )
         return found
 
-    real_set = read(real, by_class)
+    real_set = read("real", real, by_class)
     window = model.window if model else real_set.window
     if model and not by_class:
         seeds = range(JUDGED_FROM, JUDGED_FROM + config.samples)
@@ -216,11 +220,11 @@ def evaluate(
     elif model:
         drawn, labels, _ = draw_for_judging(model, real_set, config.samples, device)
     else:
-        drawn = _in_window(read([generated]), window)
+        drawn = _in_window(read("generated", [generated]), window)
         some = np.random.default_rng(0).permutation(len(drawn))[: config.samples]
         drawn = drawn[np.sort(some)]
         labels = np.zeros(len(drawn), int)
-    known = _in_window(read(training, by_class), window) if training else None
+    known = _in_window(read("training", training, by_class), window) if training else None
     judged_by = _in_window(real_set, window)
     say(f"judging {len(drawn)} images by {len(judged_by)} real ones")
     found = judge(
@@ -289,6 +293,8 @@ def learn_gaussian(seed: int, out: Path, say: Say) -> None:
 def _read(path: Path, synthesizer: Synthesizer) -> np.ndarray:
     """One real image as the model sees it, ``[C, H, W]``: the centre of a larger one."""
     stored = read_stored(path, colours=synthesizer.channels == 3)[0]
+    if stored.data.min() == stored.data.max():
+        raise UserError(f"{path}: is constant; there is nothing to find a style of.")
     data = compact(np.atleast_3d(stored.data), synthesizer.scale_each)
     _require_same_depth(str(data.dtype), synthesizer.window)
     height, width = synthesizer.shape_px
@@ -333,6 +339,8 @@ def _require_same_depth(dtype: str, window: Window) -> None:
 def _first_of(folder: Path) -> tuple[tuple[int, int], int, dict[str, Any]]:
     """Height and width (as far as they can be compared at once) and channels of the first readable image in a folder, and what
     made them all, as far as it tells."""
+    if not folder.exists():
+        raise UserError(f"{folder}: no such file or folder.")
     files = find_files([folder], FOLDER_SUFFIXES)
     if not files:
         raise UserError(f"{folder}: holds neither a model nor images.")
