@@ -200,13 +200,20 @@ def test_every_weight_learns(network: str, loss: str) -> None:
         assert still == (["judge.bias"] if loss == "relativistic" and still else [])
 
 
-def test_parts_of_a_batch_give_the_same_gradients() -> None:
-    one, four = (GAN(replace(SMALL, batch=16, accumulate=k), 1, 0, (16, 16), 0) for k in (1, 4))
+@pytest.mark.parametrize("loss", ["logistic", "relativistic"])
+def test_parts_of_a_batch_give_the_same_gradients(loss) -> None:
+    config = replace(SMALL, batch=16, loss=loss)
+    # Of a spread that samples do not have, so that they are told to vary; where images are drawn in parts, twice.
+    one, four = (GAN(replace(config, accumulate=k), 1, 0, (16, 16), 0, spread=1e3) for k in (1, 4))
     real, labels = blobs().batch(slice(0, 16)), torch.zeros(16, dtype=torch.int64)
     for model in (one, four):
-        model.training_step((real, labels), 0, torch.Generator())
-    for a, b in zip(one.networks["critic"].parameters(), four.networks["critic"].parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+        told = model.training_step((real, labels), 0, torch.Generator())
+        assert {"r1", "path_length", "alike"} <= set(told)
+    for network in ("critic", "generator"):
+        pairs = zip(one.networks[network].parameters(), four.networks[network].parameters(), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+        assert any(a.grad.abs().max() > 1e-3 for a in one.networks[network].parameters())
 
 
 def test_samples_that_are_too_alike_are_penalised() -> None:

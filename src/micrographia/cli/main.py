@@ -21,12 +21,13 @@ def build_parser() -> Parser:
     """Return the whole command line as a parser."""
     parser = Parser(
         prog="micrographia",
-        description="Finds defects in electron micrographs without labels: simulates, makes the simulation\n"
-        "look like your images, learns from it, and says how far to trust the result.",
+        description="Turns electron micrographs into knowledge with generative models: finds defects without\n"
+        "labels, explores structure, makes new micrographs, and says how far to trust the result.",
         epilog="""examples:
   micrographia demo                                  the whole journey on generated data
   micrographia inspect scan.dm4 --material WSe2      check scale, lattice, resolution, noise
   micrographia find scans/ --material WSe2 --defect Se-vacancy --out my-run
+  micrographia synthesize fit sem/ --out my-model    learn to make images like these
   micrographia recipe wse2 > wse2.toml               a commented recipe to change
   micrographia run wse2.toml --images scans/ --out my-run
 

@@ -509,7 +509,8 @@ def compare_microstructures(
     Notes
     -----
     Resampling makes sets look less alike: the bootstrap distribution of a number is shifted to it before its quantiles
-    are taken. Chords and particles have no interval where fewer than `ENOUGH` images of a set hold any. Patches of one image are not independent: bands, intervals and floors are then too narrow.
+    are taken. Chords and particles have no interval where fewer than `ENOUGH` images of a set hold any. Patches of one
+    image are not independent: bands, intervals and floors are then too narrow.
     """
     real, generated = _check_masks(real), _check_masks(generated)
     if min(len(real), len(generated)) < 8:

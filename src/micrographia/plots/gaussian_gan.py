@@ -41,7 +41,7 @@ def gaussian_gan_figure(
     figure = Figure(figsize=(7.6, 4.2), dpi=90)
     # Placed by hand: a layout that is worked out anew for each frame would take longer than the training.
     grid = figure.add_gridspec(
-        2, 2, width_ratios=[1.15, 1], left=0.065, right=0.985, bottom=0.12, top=0.93, wspace=0.3, hspace=0.12
+        2, 2, width_ratios=[1.15, 1], left=0.065, right=0.97, bottom=0.12, top=0.93, wspace=0.3, hspace=0.12
     )
     points = figure.add_subplot(grid[:, 0])
     belief = points.imshow(

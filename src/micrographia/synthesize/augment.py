@@ -5,7 +5,8 @@ appendix B, for any number of channels. Every transformation happens with the sa
 below p = 1 (0.8, to be safe) their mixture can be undone in distribution, and the generator does not learn it.
 
 Drawing and applying are two steps: what is random is drawn for a whole batch at once, and any part of the batch
-can be transformed anywhere. Everything is differentiable in the images, as often as needed. Images are in the working range, -1 to 1, which brightness, noise and cut-outs refer to.
+can be transformed anywhere. Everything is differentiable in the images, as often as needed. Images are in the
+working range, -1 to 1, which brightness, noise and cut-outs refer to.
 
 Against the paper: the one resampling uses a Lanczos filter of the same length in place of the symlet; the octave
 bands are those of the shortest Daubechies filter but one, as there. Luma is the mean over the channels. Hue has a
@@ -117,11 +118,8 @@ class Transforms:
         return next((len(t) for t in self._parts() if t is not None), 0)
 
     def __getitem__(self, which: slice) -> Transforms:
-        return Transforms(*(None if t is None else t[which] for t in self._parts()))
-
-    def part(self, which: slice) -> Transforms:
         """Return the transformations of some of the images."""
-        return self[which]
+        return Transforms(*(None if t is None else t[which] for t in self._parts()))
 
 
 def augment(images: Tensor, p: Tensor | float, config: AugmentConfig, generator: torch.Generator) -> Tensor:

@@ -511,7 +511,7 @@ class _Draws:
 
 def _seen(images: Tensor, transforms: Transforms | None, part: slice = slice(None)) -> Tensor:
     """Images through their part of the transformations that were drawn for a batch, if any were."""
-    return images if transforms is None else apply_transforms(images, transforms.part(part))
+    return images if transforms is None else apply_transforms(images, transforms[part])
 
 
 def make_generator(config: GanConfig, channels: int, classes: int, shape_px: tuple[int, int]) -> nn.Module:

@@ -62,8 +62,9 @@ def project(
 
     From the mean style, by gradient descent with a decaying jitter of the style, on the squared difference of
     the images averaged over scales (each halving weighs as much as the one before), so that structure counts
-    before noise. One style for all layers; the jitter is one twentieth of the styles' own spread, at first. The paper compares features of a network trained on photographs instead,
-    and fits the noise, too, which here stays as it is.
+    before noise. One style for all layers; the jitter is one twentieth of the styles' own spread, at first. The
+    paper compares features of a network trained on photographs instead, and fits the noise, too, which here stays as
+    it is.
 
     Parameters
     ----------

@@ -232,10 +232,13 @@ def judge(
     classes : (of real, of generated, names), optional
     """
     grey_real, grey = _grey(real), _grey(generated)
-    numbers, microstructure = _compared(real, generated, config, seed, pixel_size_A, config.bootstrap)
+    extractor = _extractor(config)
+    numbers, microstructure = _compared(
+        real, generated, config, extractor, seed, pixel_size_A, config.bootstrap
+    )
     if training is not None and training is not real:
         some = np.random.default_rng([seed, 17]).permutation(len(training))[: len(generated)]
-        learnt, _ = _compared(real, training[some], config, seed, pixel_size_A, 0)
+        learnt, _ = _compared(real, training[some], config, extractor, seed, pixel_size_A, 0)
         numbers |= {f"{k}_training": learnt[k] for k in learnt if f"{k}_floor" in learnt}
     copies = None
     if training is not None:
@@ -252,13 +255,14 @@ def _compared(
     real: np.ndarray,
     other: np.ndarray,
     config: JudgeConfig,
+    extractor: FeatureExtractor | None,
     seed: int,
     pixel_size_A: float | None,
     draws: int,
 ) -> tuple[dict[str, Any], MicrostructureComparison | None]:
     """Every measure of how alike two sets are, with noise floors, and the curves of their phases."""
     grey_real, grey = _grey(real), _grey(other)
-    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, _extractor(config), seed, n_bootstrap=draws)
+    numbers = compare_sets(grey_real, grey, FEATURE_PIXEL_A, extractor, seed, n_bootstrap=draws)
     numbers |= compare_levels(real, other, seed, n_bootstrap=draws)
     if not config.phases:
         return numbers, None
@@ -444,23 +448,12 @@ def _by_class(
     rows = []
     for k, name in enumerate(names):
         own, drawn = a[real_labels == k], b[labels == k]
-        if len(own) < 4 or len(drawn) < 2:
-            rows.append(
-                {"class": name, "real": len(own), "generated": len(drawn), "frechet": np.nan, "floor": np.nan}
-            )
-            continue
-        order = rng.permutation(len(own))
-        floor = frechet_distance(own[order[: len(own) // 2]], own[order[len(own) // 2 :]])
-        rows.append(
-            {
-                "class": name,
-                "real": len(own),
-                "generated": len(drawn),
-                "frechet": frechet_distance(own, drawn),
-                "floor": floor,
-            }
-        )
-    return pd.DataFrame(rows)
+        distance = floor = np.nan
+        if len(own) >= 4 and len(drawn) >= 2:
+            one, two = np.array_split(own[rng.permutation(len(own))], [len(own) // 2])
+            distance, floor = frechet_distance(own, drawn), frechet_distance(one, two)
+        rows.append((name, len(own), len(drawn), distance, floor))
+    return pd.DataFrame(rows, columns=["class", "real", "generated", "frechet", "floor"])
 
 
 def load_model(path: Path) -> tuple[Synthesizer, Path]:
