@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -23,8 +24,10 @@ from micrographia.io import write_image
 from micrographia.micrograph import Micrograph
 from micrographia.workflows import shorthand
 
-COMMANDS = ("demo", "find", "run", "recipe", "inspect", "evaluate", "provenance", "simulate", "translate fit",
-            "translate apply", "detect fit", "detect apply", "completion")  # fmt: skip
+COMMANDS = ("demo", "find", "explore", "run", "recipe", "inspect", "evaluate", "provenance", "simulate", "translate fit",
+            "translate apply", "detect fit", "detect apply", "completion", "synthesize fit", "synthesize sample",
+            "synthesize interpolate", "synthesize project", "synthesize evaluate", "synthesize microstructures",
+            "synthesize gaussian")  # fmt: skip
 
 
 @pytest.fixture
@@ -175,6 +178,15 @@ def test_files_that_are_no_images_are_named(name, capsys, tmp_path):
     error = capsys.readouterr().err
     assert name in error
     assert "Traceback" not in error
+
+
+def test_of_a_broken_file_only_we_speak(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 64, 64), np.uint8))
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:10_000])
+    words = [sys.executable, "-m", "micrographia", "inspect", str(tmp_path / "b.tif")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"micrographia: error: .*b\.tif: cannot be read.*\n", done.stderr)
 
 
 def test_bad_files_do_not_stop_the_others(capsys, image):

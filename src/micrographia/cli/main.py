@@ -6,6 +6,7 @@ that ``micrographia --help`` answers at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait for work must sleep: where others use the cores, spinning costs most of the CPU.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     debug = "--debug" in words
+    if not debug:  # what is wrong with a file we say ourselves
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         return _run(words)
     except KeyboardInterrupt:
