@@ -285,8 +285,9 @@ def summary(results: pd.DataFrame) -> str:
             if own.empty:
                 continue
             spread = len(own) > 1
-            # Twice through a number: 130, not 1.3e+02.
-            cells = [f"{own[k].mean():.3g}" + spread * f" ± {float(f'{own[k].std():.2g}'):g}" for k in SHOWN]
+            # Twice through a number: 130, not 1.3e+02; and what is rounding is 0.
+            stds = {k: float(f"{round(own[k].std(), 9):.2g}") for k in SHOWN}
+            cells = [f"{own[k].mean():.3g}" + spread * f" ± {stds[k]:g}" for k in SHOWN]
             told = name + (", last state" if state == "last" else "")
             rows.append([told, len(own), f"{own['took'].mean():.0f}", f"{own['kimg'].mean():.0f}", *cells])
     for real, own in results.groupby(results["run"].map(lambda name: RUNS[name].real)):
