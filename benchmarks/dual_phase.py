@@ -253,7 +253,7 @@ def read_results(file: Path) -> pd.DataFrame:
     if not file.exists():
         return pd.DataFrame(columns=COLUMNS)
     try:
-        results = pd.read_csv(file)
+        results = pd.read_csv(file, dtype={"code": str})  # a commit may look like a number
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise UserError(
             f"{file}: not a readable table ({error}); move it away, or name another file."

@@ -38,8 +38,10 @@ def test_a_training_is_known_by_run_minutes_and_seed(dual_phase, tmp_path):
     none = dual_phase.read_results(tmp_path / "none.csv")
     assert not dual_phase.is_done(none, "DCGAN", 60.0, 0)
     file = tmp_path / "some.csv"
-    pd.DataFrame([row(dual_phase), row(dual_phase, seed=2)]).to_csv(file, index=False)
+    rows = [row(dual_phase, seed=seed, code="1234567") for seed in (0, 2)]
+    pd.DataFrame(rows).to_csv(file, index=False)
     results = dual_phase.read_results(file)
+    assert results["code"].tolist() == ["1234567"] * 2
     assert dual_phase.is_done(results, "DCGAN", 60.0, 2)
     for other in (("R3GAN", 60.0, 2), ("DCGAN", 15.0, 2), ("DCGAN", 60.0, 1)):
         assert not dual_phase.is_done(results, *other)
