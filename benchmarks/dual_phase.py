@@ -397,12 +397,11 @@ def main(minutes: float = 60.0, seeds: int = 3, path: str = "dual_phase.csv", *n
             raise UserError(f"There is no run '{name}'.{did_you_mean(name, RUNS)}")
     set_threads()
     file = Path(path)
-    results = read_results(file)
+    results, folder = read_results(file), file.with_suffix("")
     for seed in range(seeds):
         for name in names or RUNS:
             if is_done(results, name, minutes, seed):
                 continue
-            folder = file.with_suffix("")
             steps = planned_steps(name, minutes, results, folder)
             rows = pd.DataFrame(run(name, minutes, seed, steps, folder))
             results = rows if results.empty else pd.concat([results, rows], ignore_index=True)

@@ -156,6 +156,12 @@ def test_colours(tmp_path):
     assert "is grey" in found.failures[0][1]
 
 
+def test_reasons_are_counted_over_frames(tmp_path):
+    tifffile.imwrite(tmp_path / "movie.tif", np.zeros((5, 64, 64), np.uint8), photometric="minisblack")
+    with pytest.raises(UserError, match=r"movie\.tif: 5 x is constant"):
+        read_training_set(tmp_path, 64)
+
+
 def test_images_in_colours_are_no_grey_ones(tmp_path):
     for i in range(2):
         save(tmp_path / f"{i}.png", grains(i, (64, 64, 3)))

@@ -70,10 +70,7 @@ def _levels(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for where in np.ndindex(flat.shape[:2]):  # one by one: sets of large images hardly fit into memory once
         at = np.clip((flat[where] + 1) * (_BINS / 2), 0, _BINS - 1)
         counts[where] = np.bincount(at.astype(np.int64), minlength=_BINS)
-    means, contrasts = (
-        np.stack([measure(image, axis=-1) for image in flat]) for measure in (np.mean, np.std)
-    )
-    return counts, means, contrasts
+    return counts, flat.mean(axis=2), np.stack([image.std(axis=1) for image in flat])
 
 
 def _distances(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> dict[str, float]:

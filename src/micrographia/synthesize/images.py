@@ -535,7 +535,7 @@ class _Reader:
                 f"(short edges {min(self.too_small)} to {max(self.too_small)} px), and the rest cannot be used: {mend}."
             )
         reasons = Counter(
-            reason.removeprefix(f"{file}: ").replace(str(file), file.name).replace(file.name, "the file")
+            reason.partition(": ")[2].replace(str(file), "the file").replace(file.name, "the file")
             for file, reason in self.failures
         ).most_common(3)
         told = "; ".join(f"{count} x {reason}" for reason, count in reasons)
